@@ -1,0 +1,591 @@
+"""The studio's abilities as commands. Results go to stdout (one JSON document with ``--json``), all else to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import typer
+
+from sar_gen import checkpoints as catalogue_module
+from sar_gen import references as reference_module
+from sar_gen.amplitude import Scale
+from sar_gen.errors import InputError, SarGenError
+from sar_gen.patches import Patch, PixelMeaning, read_folder, read_patch
+from sar_gen.request import (
+    DEFAULT_STRENGTH,
+    GUIDE_KINDS,
+    Done,
+    Failed,
+    GenerationRequest,
+    Guide,
+    GuideKind,
+    Judged,
+    Loading,
+    Notice,
+    Queued,
+    Saved,
+    Step,
+    Stopped,
+)
+from sar_gen.runs import RunRecord
+from sar_gen.settings import Settings
+from sar_gen.studio import Studio
+
+if TYPE_CHECKING:
+    from sar_gen.quality.report import QualityReport
+
+app = typer.Typer(
+    name="sar_gen",
+    help="Generate SAR patches from text and judge them beside real SAR.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+checkpoints_app = typer.Typer(help="The catalogue of checkpoints.", invoke_without_command=True)
+references_app = typer.Typer(help="The sets of real SAR.", invoke_without_command=True)
+runs_app = typer.Typer(help="What was made.", invoke_without_command=True)
+app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(references_app, name="references")
+app.add_typer(runs_app, name="runs")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+PatchEncoding = StrEnum("PatchEncoding", ["studio", "amplitude", "intensity", "db"])
+Encoding = Annotated[
+    PatchEncoding | None,
+    typer.Option(
+        help="What the pixels of files that the studio did not write mean: studio amplitude (already divided by "
+        "mean + 3 std), linear amplitude, intensity, or decibels. The last three are scaled by --scale, or by one "
+        "mean and std for the whole folder."
+    ),
+]
+ScaleOption = Annotated[
+    tuple[float, float] | None, typer.Option("--scale", help="Mean and std of linear amplitude, in the files' unit.")
+]
+RangeOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option("--db-range", help="Decibels at grey 0 and at full scale, for 8 or 16-bit files in decibels."),
+]
+
+
+def main() -> None:
+    """Run the command line; a known error is one line on stderr, with exit status 2 for bad input and 1 for ours."""
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        sys.exit(_fail(str(error), 2))
+    except SarGenError as error:
+        sys.exit(_fail(str(error), 1))
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(_fail("Stopped; the patches that were finished are kept.", 130))
+    except Exception as error:
+        # Typer's own complaints about options carry a ready message and exit status 2.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        sys.exit(_fail(message(), 2))
+
+
+def _fail(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1, default=str))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows as aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+class Progress:
+    """One changing line on stderr when it is a terminal, nothing otherwise."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Replace the line."""
+        if self.live:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.show("")
+        print(text, file=sys.stderr)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to generate.")],
+    checkpoint: Annotated[str | None, typer.Option(help="Catalogue id; `checkpoints list` shows them.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Fine-tuning strategy on the same base.")] = None,
+    count: Annotated[int, typer.Option(help="Number of patches; patch i uses seed + i.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first patch.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the card's default if left out.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is without.")] = None,
+    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
+    scheduler: Annotated[str, typer.Option(help="default, dpm++, ddim or euler.")] = "default",
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
+    guide: Annotated[Path | None, typer.Option(help="Image that steers the scene.")] = None,
+    guide_kind: Annotated[str, typer.Option(help="sketch, map, optical or sar.")] = "map",
+    strength: Annotated[
+        float, typer.Option(help="Image-to-image: 0 keeps the guide, 1 ignores it.")
+    ] = DEFAULT_STRENGTH,
+    reference: Annotated[str | None, typer.Option(help="Reference set to judge the patches with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run; default: outputs/.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Generate SAR patches from a prompt."""
+    settings = _settings(runs=out, device=device)
+    request = GenerationRequest(
+        prompt=prompt,
+        negative=negative,
+        checkpoint=checkpoint or settings.checkpoint,
+        strategy=strategy,
+        count=count,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        width=width,
+        height=height,
+        scheduler=scheduler,
+        guide=None if guide is None else _read_guide(guide, guide_kind, settings),
+        strength=strength,
+    )
+    _run(Studio(settings), request, reference, as_json)
+
+
+@app.command()
+def compare(
+    patches: Annotated[Path, typer.Argument(help="A patch or a folder of patches.")],
+    reference: Annotated[str, typer.Option(help="Reference set or a folder of real patches.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="What the patches should show: measures their agreement with it by SAR-CLIP.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")] = None,
+    encoding: Encoding = None,
+    scale: ScaleOption = None,
+    db_range: RangeOption = None,
+    reference_encoding: Encoding = None,
+    as_json: Json = False,
+) -> None:
+    """Compare patches with real SAR, each measure beside its real-versus-real floor."""
+    settings = Settings.from_env()
+    judged = _read_patches(patches, _meaning(encoding, scale, db_range), settings)
+    if Path(reference).is_dir():
+        real = _read_patches(Path(reference), _meaning(reference_encoding, scale, db_range), settings)
+        reference_set = reference_module.from_patches(real, Path(reference).name)
+    else:
+        reference_set = reference_module.load_reference(reference, settings)
+    warnings = []
+    for encoding_of, polarisation in sorted({(p.encoding, p.polarisation) for p in judged}, key=str):
+        warnings += reference_module.check_comparable(reference_set, encoding_of, polarisation)
+    report = Studio(settings).judge(
+        [patch.amplitude for patch in judged],
+        reference_set,
+        prompt=prompt,
+        polarisation=judged[0].polarisation,
+    )
+    if html is not None:
+        from sar_gen.report_html import write_html
+
+        write_html(html, report, [patch.amplitude for patch in judged], reference_set)
+    for warning in warnings:
+        print(warning, file=sys.stderr)
+    _print_json(report.to_json()) if as_json else _print_report(report)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="What to measure: generate.")] = "generate",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the studio against the plain way on this machine, in one run."""
+    from sar_gen.bench import BENCHES
+
+    if name not in BENCHES:
+        raise InputError(f"There is no bench {name!r}; choose one of {', '.join(BENCHES)}.")
+    result = BENCHES[name](_settings(device=device))
+    if as_json:
+        _print_json(result.to_json())
+        return
+    print(f"{result.title}; {result.rounds} rounds")
+    rows = [("way", "median s", "from", "to", "ratio")]
+    rows += [
+        (t.name, f"{t.median:.2f}", f"{t.low:.2f}", f"{t.high:.2f}", f"{result.ratio[t.name]:.3f}")
+        for t in result.timings
+    ]
+    _table(rows)
+
+
+@checkpoints_app.callback()
+def checkpoints_default(context: typer.Context) -> None:
+    """List the catalogue when no command is given."""
+    if context.invoked_subcommand is None:
+        checkpoints_list()
+
+
+@checkpoints_app.command("list")
+def checkpoints_list(as_json: Json = False) -> None:
+    """List the catalogue."""
+    settings = Settings.from_env()
+    catalogue = catalogue_module.catalogue(settings)
+    rows = []
+    for spec in catalogue.values():
+        missing = catalogue_module.missing_files(spec, settings)
+        rows.append({**_spec_json(spec), "on_disk": not missing})
+    if as_json:
+        _print_json(rows)
+        return
+    header = ("id", "family", "base", "strategy", "size", "amplitude", "on disk", "title")
+    _table(
+        [
+            header,
+            *(
+                (
+                    row["id"],
+                    row["family"],
+                    row["base"],
+                    row["strategy"],
+                    str(row["resolution"]),
+                    row["amplitude_encoding"],
+                    "yes" if row["on_disk"] else "no",
+                    row["title"],
+                )
+                for row in rows
+            ),
+        ]
+    )
+
+
+@checkpoints_app.command("show")
+def checkpoints_show(checkpoint: str, as_json: Json = False) -> None:
+    """Show a checkpoint's card."""
+    spec = catalogue_module.resolve(catalogue_module.catalogue(Settings.from_env()), checkpoint)
+    data = _spec_json(spec)
+    if as_json:
+        _print_json(data)
+        return
+    _table([(name, _plain(value)) for name, value in data.items() if value not in (None, "", [], {}, ())])
+
+
+@checkpoints_app.command("pull")
+def checkpoints_pull(checkpoint: str, as_json: Json = False) -> None:
+    """Download a checkpoint's weights; a download that was cut goes on where it ended."""
+    settings = Settings.from_env()
+    spec = catalogue_module.resolve(catalogue_module.catalogue(settings), checkpoint)
+    progress = Progress()
+    folder = catalogue_module.pull(spec, settings, lambda state: progress.show(str(state)))
+    progress.show("")
+    _print_json({"id": spec.id, "folder": str(folder)}) if as_json else print(f"{spec.id} is in {folder}")
+
+
+@checkpoints_app.command("verify")
+def checkpoints_verify(checkpoint: str, as_json: Json = False) -> None:
+    """Check the weights' SHA-256 against the card."""
+    settings = Settings.from_env()
+    spec = catalogue_module.resolve(catalogue_module.catalogue(settings), checkpoint)
+    result = catalogue_module.verify(spec, settings)
+    if as_json:
+        _print_json(result)
+    else:
+        _table([(str(name), str(state)) for name, state in result.items()])
+
+
+@checkpoints_app.command("add")
+def checkpoints_add(
+    source: Annotated[str, typer.Argument(help="A diffusers folder, a strategy folder, a LoRA file or a hub id.")],
+    name: Annotated[str | None, typer.Option("--id", help="Id in the catalogue.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base that a LoRA or a strategy folder goes on.")] = None,
+) -> None:
+    """Add a checkpoint of your own to the catalogue."""
+    spec = catalogue_module.add_checkpoint(source, Settings.from_env(), base=base, id=name)
+    print(f"Added {spec.id} ({spec.family}, on {spec.base}).")
+
+
+@checkpoints_app.command("remove")
+def checkpoints_remove(checkpoint: str) -> None:
+    """Take a checkpoint that you added out of the catalogue; its files stay."""
+    catalogue_module.remove_checkpoint(checkpoint, Settings.from_env())
+    print(f"Removed {checkpoint}.")
+
+
+@references_app.callback()
+def references_default(context: typer.Context) -> None:
+    """List the sets when no command is given."""
+    if context.invoked_subcommand is None:
+        references_list()
+
+
+@references_app.command("list")
+def references_list(as_json: Json = False) -> None:
+    """List the sets of real SAR."""
+    infos = [dataclasses.asdict(info) for info in reference_module.list_references(Settings.from_env())]
+    if as_json:
+        _print_json(infos)
+        return
+    header = ("name", "patches", "polarisation", "encoding", "pictures", "title")
+    _table(
+        [
+            header,
+            *(
+                (
+                    info["name"],
+                    str(info["count"]),
+                    str(info["polarisation"] or "unknown"),
+                    info["encoding"],
+                    "yes" if info["has_patches"] else "no",
+                    info["title"],
+                )
+                for info in infos
+            ),
+        ]
+    )
+
+
+@references_app.command("show")
+def references_show(name: str, as_json: Json = False) -> None:
+    """Show a set's facts and measures."""
+    import numpy as np
+
+    from sar_gen.quality.statistics import GLCM_NAMES
+
+    reference = reference_module.load_reference(name, Settings.from_env())
+    statistics = reference.statistics
+    centres = (np.arange(statistics.histograms.shape[1]) + 0.5) / statistics.histograms.shape[1]
+    weights = statistics.histograms.sum(0) / statistics.histograms.sum()
+    mean = float((centres * weights).sum())
+    data = {
+        "name": reference.name,
+        "title": reference.title,
+        "patches": len(statistics.groups),
+        "groups": len(set(statistics.groups)),
+        "encoding": reference.encoding,
+        "polarisation": reference.polarisation,
+        "scale": None if reference.scale is None else dataclasses.asdict(reference.scale),
+        "amplitude_mean": mean,
+        "amplitude_std": float(np.sqrt((centres**2 * weights).sum() - mean**2)),
+        "enl_median": _finite(np.nanmedian(statistics.enl)) if np.isfinite(statistics.enl).any() else None,
+        "glcm": {
+            key: _finite(value) for key, value in zip(GLCM_NAMES, np.nanmean(statistics.glcm, axis=0), strict=True)
+        },
+        "credit": reference.credit,
+        "licence": reference.licence,
+        "note": reference.note,
+    }
+    _print_json(data) if as_json else _table([(key, _plain(value)) for key, value in data.items()])
+
+
+@references_app.command("add")
+def references_add(
+    folder: Path,
+    name: Annotated[str, typer.Option(help="Name of the set.")],
+    encoding: Encoding = None,
+    scale: ScaleOption = None,
+    db_range: RangeOption = None,
+    polarisation: Annotated[str | None, typer.Option(help="VV, VH, HH or HV, where it is known.")] = None,
+    credit: Annotated[str, typer.Option(help="Whose data; shown with every report.")] = "",
+) -> None:
+    """Add a folder of real patches as a set."""
+    meaning = _meaning(encoding, scale, db_range)
+    info = reference_module.add_reference(
+        folder, name, meaning, Settings.from_env(), polarisation=polarisation, credit=credit
+    )
+    print(f"Added {info.name}: {info.count} patches.")
+
+
+@references_app.command("remove")
+def references_remove(name: str) -> None:
+    """Forget a set that you added; its folder stays."""
+    reference_module.remove_reference(name, Settings.from_env())
+    print(f"Removed {name}.")
+
+
+@runs_app.callback()
+def runs_default(context: typer.Context) -> None:
+    """List the runs when no command is given."""
+    if context.invoked_subcommand is None:
+        runs_list()
+
+
+@runs_app.command("list")
+def runs_list(limit: Annotated[int, typer.Option(help="Newest runs to show.")] = 20, as_json: Json = False) -> None:
+    """List the runs, newest first."""
+    records = Studio().store.list(limit)
+    if as_json:
+        _print_json([_run_json(record) for record in records])
+        return
+    header = ("run", "status", "patches", "checkpoint", "prompt")
+    _table(
+        [header, *((r.id, r.status, str(len(r.images)), r.request.checkpoint, r.request.prompt[:60]) for r in records)]
+    )
+
+
+@runs_app.command("show")
+def runs_show(run: str, as_json: Json = False) -> None:
+    """Show a run by its id, folder or one of its PNGs."""
+    data = _run_json(Studio().store.open(run))
+    _print_json(data) if as_json else _table([(key, _plain(value)) for key, value in data.items()])
+
+
+@runs_app.command("replay")
+def runs_replay(run: str, as_json: Json = False) -> None:
+    """Make a run again from its record, as a new run, and say whether the pictures are the same."""
+    studio = Studio()
+    record = studio.store.open(run)
+    made = _run(studio, record.request, None, as_json)
+    before = {image.seed: image.sha256 for image in record.images}
+    same = sum(before.get(saved.seed) == saved.sha256 for saved in made)
+    print(f"{same} of {len(before)} patches are bit-equal to the first run.", file=sys.stderr)
+
+
+def _settings(runs: Path | None = None, device: str | None = None) -> Settings:
+    """Return the settings with what the command line overrides."""
+    settings = Settings.from_env()
+    changes: dict[str, Any] = {}
+    if runs is not None:
+        changes["runs"] = runs.expanduser().resolve()
+    if device is not None:
+        changes["device"] = device
+    return dataclasses.replace(settings, **changes)
+
+
+def _meaning(
+    encoding: PatchEncoding | None, scale: tuple[float, float] | None, db_range: tuple[float, float] | None
+) -> PixelMeaning | None:
+    """Return what the options say of the pixels; ``None`` leaves it to what the studio wrote into the files."""
+    if encoding is None:
+        if scale is not None or db_range is not None:
+            raise InputError(
+                "A scale or a decibel range needs an encoding; add --encoding amplitude, intensity or db."
+            )
+        return None
+    known: Scale | Literal["pool"] = "pool" if scale is None else Scale(*scale, source="given by the user")
+    return PixelMeaning(encoding.value, known, db_range)  # type: ignore[arg-type]
+
+
+def _read_patches(path: Path, meaning: PixelMeaning | None, settings: Settings) -> list[Patch]:
+    if path.is_dir():
+        return read_folder(path, meaning, settings.max_pixels)
+    return [read_patch(path, meaning, settings.max_pixels)]
+
+
+def _read_guide(path: Path, kind: str, settings: Settings) -> Guide:
+    from sar_gen.guides import read_guide
+
+    if kind not in GUIDE_KINDS:
+        raise InputError(f"The guide kind {kind!r} is unknown; choose one of {', '.join(get_args(GuideKind))}.")
+    return read_guide(path, kind, settings.max_pixels)
+
+
+def _run(studio: Studio, request: GenerationRequest, reference: str | None, as_json: bool) -> list[Saved]:
+    """Generate, show progress, print the result."""
+    progress = Progress()
+    saved: list[Saved] = []
+    report: QualityReport | None = None
+    seconds: dict[str, float] = {}
+    for event in studio.generate(request, reference=reference, previews=False):
+        if isinstance(event, Loading):
+            progress.show(event.message)
+        elif isinstance(event, Queued):
+            progress.show(f"Waiting: {event.position} before this one.")
+        elif isinstance(event, Step):
+            progress.show(
+                f"Patch {event.first + 1} of {event.count}, step {event.step} of {event.steps}, {event.eta:.0f} s left"
+            )
+        elif isinstance(event, Notice):
+            progress.say(event.message)
+        elif isinstance(event, Saved):
+            saved.append(event)
+            if not as_json:
+                progress.show("")
+                print(f"{event.view}  seed {event.seed}", flush=True)
+        elif isinstance(event, Judged):
+            report = event.report
+        elif isinstance(event, Done | Stopped):
+            seconds = event.seconds
+        elif isinstance(event, Failed):
+            progress.show("")
+            raise InputError(event.message) if event.user_error else SarGenError(event.message)
+    progress.show("")
+    if as_json:
+        run = saved[0].view.parent if saved else None
+        _print_json(
+            {
+                "run": None if run is None else str(run),
+                "checkpoint": request.checkpoint,
+                "strategy": request.strategy or _own_strategy(studio, request),
+                "prompt": request.prompt,
+                "images": [
+                    {
+                        "file": str(s.view),
+                        "amplitude_file": str(s.amplitude_file),
+                        "seed": s.seed,
+                        "sha256": s.sha256,
+                    }
+                    for s in saved
+                ],
+                "seconds": {name: round(value, 3) for name, value in seconds.items()},
+                "report": None if report is None else report.to_json(),
+            }
+        )
+    elif report is not None:
+        _print_report(report)
+    return saved
+
+
+def _own_strategy(studio: Studio, request: GenerationRequest) -> str:
+    catalogue = catalogue_module.catalogue(studio.settings)
+    return catalogue_module.resolve(catalogue, request.checkpoint).strategy
+
+
+def _print_report(report: QualityReport) -> None:
+    rows = [("measure", "value", "floor", "ratio", "unit")]
+    for name, measure in report.measures.items():
+        cells = (measure.value, measure.floor, measure.ratio)
+        rows.append((name, *("-" if cell is None else f"{cell:.4g}" for cell in cells), measure.unit))  # type: ignore[arg-type]
+    _table(rows)
+    print(report.verdict)
+    for note in report.notes:
+        print(note)
+
+
+def _spec_json(spec: catalogue_module.CheckpointSpec) -> dict[str, Any]:
+    return dataclasses.asdict(spec)
+
+
+def _run_json(record: RunRecord) -> dict[str, Any]:
+    data = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    data["request"] = record.request.to_json()
+    data["images"] = [dataclasses.asdict(image) for image in record.images]
+    return data
+
+
+def _plain(value: Any) -> str:
+    """Return a value as one line of text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_plain(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: Any) -> float | None:
+    import math
+
+    return float(value) if math.isfinite(float(value)) else None

@@ -1,0 +1,605 @@
+"""Sets of real SAR that generated patches are judged with.
+
+Three kinds: statistics that ship with the studio (``assets/references``, built by ``sar_gen.reference_statistics``;
+the patches themselves are not there), the real Sentinel-1 patches inside the installed package ``bigearthnet-common``
+(these may be shown), and the user's own folders. VV and VH are never pooled in one set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import json
+import re
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sar_gen.amplitude import S1_VV, AmplitudeEncoding, Scale, db_to_linear, normalise, pooled_scale
+from sar_gen.errors import InputError, SarGenError
+from sar_gen.files import describe_os_error, sha256_of, write_atomic
+from sar_gen.patches import SUFFIXES, Patch, PixelMeaning, read_folder, read_patch, read_values
+from sar_gen.quality.statistics import PatchStatistics, patch_statistics
+from sar_gen.settings import Settings
+
+INDEX = "index.json"
+SHOWN = 64
+"""Patches of a user's set that are kept in memory to be shown; its statistics are of all."""
+CACHE_VERSION = 1
+"""Part of the cache's key; raised when the statistics of a patch change their meaning."""
+
+BEN_PACKAGE = "bigearthnet_common"
+BEN_FILE = "BigEarthNet-S1-Example.tar.bz2"
+BEN_COUNT = 6
+BEN_CREDIT = (
+    "BigEarthNet (Sumbul, Charfuelan, Demir, Markl 2019; Sumbul et al. 2021), from the package bigearthnet-common; "
+    "contains modified Copernicus Sentinel data 2017-2018."
+)
+BEN_LICENCE = "CDLA-Permissive-1.0 (BigEarthNet); Apache-2.0 (package)"
+SENSOR = "Sentinel-1 IW, C band, 10 m"
+
+Origin = Literal["shipped", "package", "user", "folder"]
+
+
+@dataclass(frozen=True)
+class ReferenceInfo:
+    """What is known of a set without loading it.
+
+    Attributes:
+        name: what it is asked for by.
+        title: what the user reads.
+        count: number of patches.
+        polarisation: ``VV``, ``VH``, ... or ``None`` where unknown.
+        encoding: of its amplitude.
+        has_patches: whether real patches can be shown, not only their statistics.
+        credit: whose data.
+        origin: where it comes from.
+    """
+
+    name: str
+    title: str
+    count: int
+    polarisation: str | None
+    encoding: AmplitudeEncoding
+    has_patches: bool
+    credit: str
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """A set of real SAR.
+
+    Attributes:
+        name: what it is asked for by.
+        title: what the user reads.
+        encoding: of its amplitude.
+        polarisation: ``VV``, ``VH``, ... or ``None`` where unknown.
+        sensor: in words.
+        statistics: one row a patch.
+        patches: real patches to show: none where only statistics ship, at most ``SHOWN`` of a user's set.
+        scale: the pair that brought linear amplitude to [0, 1], one for the set; ``None`` where unknown.
+        credit: whose data.
+        licence: on what terms.
+        note: what one should know when comparing.
+        splits: one of ``train`` and ``reference`` a patch where the source was split, else empty.
+    """
+
+    name: str
+    title: str
+    encoding: AmplitudeEncoding
+    polarisation: str | None
+    sensor: str
+    statistics: PatchStatistics
+    patches: tuple[Patch, ...] = ()
+    scale: Scale | None = None
+    credit: str = ""
+    licence: str = ""
+    note: str = ""
+    splits: tuple[str, ...] = ()
+
+
+def list_references(settings: Settings) -> list[ReferenceInfo]:
+    """Return every set that can be loaded by name: shipped, packaged, then the user's own; no arrays are read."""
+    infos = [
+        ReferenceInfo(
+            entry["name"],
+            entry["title"],
+            entry["count"],
+            entry["polarisation"],
+            entry["encoding"],
+            False,
+            entry["credit"],
+            "shipped",
+        )
+        for entry in _index(settings.assets / "references" / INDEX)["sets"]
+    ]
+    if _ben_archive() is not None:
+        infos += [
+            ReferenceInfo(f"ben-{p.lower()}", _ben_title(p), BEN_COUNT, p, "linear", True, BEN_CREDIT, "package")
+            for p in ("VV", "VH")
+        ]
+    return infos + [_user_info(entry) for entry in _registry(settings)]
+
+
+def load_reference(name_or_folder: str | Path, settings: Settings) -> ReferenceSet:
+    """Load a set by name, or the patches of a folder (or file) that the studio wrote, for example a run.
+
+    Sets are kept in memory; the statistics of a user's folder are computed once and kept in ``settings.home``.
+
+    Args:
+        name_or_folder: a name of ``list_references``, or a path.
+        settings: where the sets are.
+
+    Raises:
+        InputError: no such set, or its patches cannot be read.
+        SarGenError: a shipped file is damaged.
+    """
+    name = str(name_or_folder)
+    for entry in _index(settings.assets / "references" / INDEX)["sets"]:
+        if entry["name"] == name:
+            return _shipped(settings.assets / "references", name)
+    if name in ("ben-vv", "ben-vh"):
+        return _packaged("VV" if name == "ben-vv" else "VH")
+    for entry in _registry(settings):
+        if entry["name"] == name:
+            return _user_set(entry, settings)
+    path = Path(name_or_folder).expanduser()
+    if path.exists():
+        return _folder_set(path, settings)
+    names = ", ".join(info.name for info in list_references(settings))
+    raise InputError(f"There is no reference set {name!r}; choose one of {names}, or give the folder of a run.")
+
+
+def add_reference(
+    folder: Path,
+    name: str,
+    meaning: PixelMeaning | None,
+    settings: Settings,
+    *,
+    polarisation: str | None = None,
+    credit: str = "",
+    licence: str = "",
+    copy: bool = False,
+) -> ReferenceInfo:
+    """Add a folder of the user's own patches as a set; they are read, and measured, at once.
+
+    Args:
+        folder: with the patches.
+        name: of the set; its short form (lower case, hyphens) is what it is asked for by.
+        meaning: what pixel values mean; ``None`` only for patches that the studio wrote.
+        settings: where the set is recorded (``settings.home``).
+        polarisation: ``VV``, ``VH``, ... where the user knows it (in place of ``meaning.polarisation``).
+        credit: whose data.
+        licence: on what terms.
+        copy: keep a copy of the patches in ``settings.home``, for folders that will go (uploads).
+
+    Raises:
+        InputError: no usable name, a name that is taken, no patches, or patches whose pixels mean nothing known.
+    """
+    short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not short:
+        raise InputError(f"{name!r} is no usable name for a reference set; use letters and digits.")
+    if short in {info.name for info in list_references(settings)} | {"ben-vv", "ben-vh"}:
+        raise InputError(f"There is a reference set {short!r} already; choose another name or remove that one first.")
+    folder = folder.expanduser().resolve()
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the folder that holds the patches.")
+    if meaning is not None and polarisation is not None:
+        meaning = dataclasses.replace(meaning, polarisation=polarisation)
+    entry: dict[str, Any] = {
+        "name": short,
+        "title": name.strip(),
+        "folder": str(folder),
+        "meaning": None if meaning is None else dataclasses.asdict(meaning),
+        "credit": credit,
+        "licence": licence,
+    }
+    measured = _measured_folder(folder, meaning, settings)
+    entry |= {
+        "count": len(measured.statistics),
+        "polarisation": measured.polarisation,
+        "encoding": measured.encoding,
+        "digest": _content_digest(folder, meaning),
+    }
+    if copy:
+        entry["folder"] = str(_copied(folder, _home(settings) / short))
+    _write_registry([*_registry(settings), entry], settings)
+    return _user_info(entry)
+
+
+def remove_reference(name: str, settings: Settings) -> None:
+    """Forget a user's set, and delete the copy of its patches if the studio made one; the user's folder stays.
+
+    Raises:
+        InputError: there is no such set of the user's.
+    """
+    entries = _registry(settings)
+    if name not in {entry["name"] for entry in entries}:
+        raise InputError(f"There is no reference set {name!r} of your own to remove.")
+    _write_registry([entry for entry in entries if entry["name"] != name], settings)
+    shutil.rmtree(_home(settings) / name, ignore_errors=True)
+
+
+def from_patches(
+    patches: Sequence[Patch],
+    name: str,
+    *,
+    title: str | None = None,
+    sensor: str = "unknown sensor",
+    credit: str = "",
+    licence: str = "",
+    note: str = "",
+    statistics: PatchStatistics | None = None,
+) -> ReferenceSet:
+    """Return patches as a set, measured unless ``statistics`` are given.
+
+    Patches with a ``group`` keep it; every other one is a group of its own.
+
+    Raises:
+        InputError: there is no patch, or they differ in encoding or polarisation.
+    """
+    if not patches:
+        raise InputError(f"The reference set {name!r} has no patches; give at least one.")
+    for attribute, what in (("encoding", "amplitude encoding"), ("polarisation", "polarisation")):
+        values = sorted({str(getattr(patch, attribute)) for patch in patches})
+        if len(values) > 1:
+            raise InputError(
+                f"The patches of {name!r} differ in {what} ({', '.join(values)}), which are never pooled; "
+                "make one set of each."
+            )
+    if statistics is None:
+        statistics = patch_statistics(patch.amplitude for patch in patches)
+        groups = tuple(p.group or own for p, own in zip(patches, statistics.groups, strict=True))
+        statistics = dataclasses.replace(statistics, groups=groups)
+    scales = {patch.scale for patch in patches}
+    return ReferenceSet(
+        name=name,
+        title=title or name,
+        encoding=patches[0].encoding,
+        polarisation=patches[0].polarisation,
+        sensor=sensor,
+        statistics=statistics,
+        patches=tuple(patches),
+        scale=scales.pop() if len(scales) == 1 else None,
+        credit=credit or next((patch.credit for patch in patches if patch.credit), ""),
+        licence=licence,
+        note=note,
+    )
+
+
+def check_comparable(reference: ReferenceSet, encoding: AmplitudeEncoding, polarisation: str | None) -> list[str]:
+    """Say what stands between a reference set and patches of a checkpoint, before they are compared.
+
+    Decibel floats are brought to linear amplitude when they are read, exactly; an 8-bit decibel picture of unknown
+    range cannot be, and so cannot be compared with linear amplitude.
+
+    Args:
+        reference: the set.
+        encoding: of the checkpoint's output.
+        polarisation: of the checkpoint's output or of the prompt (``VV``, ``VH``, ``VV+VH``); ``None`` is unknown.
+
+    Returns:
+        Warnings, one sentence each.
+
+    Raises:
+        InputError: the encodings cannot be reconciled.
+    """
+    warnings = []
+    names = {"linear": "linear amplitude", "db": "decibels of unknown range", "unknown": "an unknown encoding"}
+    if {encoding, reference.encoding} == {"linear", "db"}:
+        raise InputError(
+            f"The checkpoint gives {names[encoding]} and {reference.name} is in {names[reference.encoding]}, which "
+            "cannot be converted exactly; choose a reference set in the checkpoint's own encoding."
+        )
+    if "unknown" in (encoding, reference.encoding):
+        whose = "checkpoint's" if encoding == "unknown" else "reference set's"
+        warnings.append(
+            f"The {whose} amplitude encoding is unknown, so distances to {reference.name} mean little: they mix the "
+            "encoding's difference with the pictures'."
+        )
+    elif encoding == "db":
+        warnings.append("Both are decibel pictures; their distances mean something only if their ranges are the same.")
+    generated = set(re.findall(r"[HV]{2}", (polarisation or "").upper()))
+    if reference.polarisation and generated and reference.polarisation.upper() not in generated:
+        warnings.append(
+            f"{reference.name} is {reference.polarisation} and the patches are {polarisation}: they differ in level "
+            f"and texture whatever the checkpoint does; choose a {polarisation} set."
+        )
+    return warnings
+
+
+def pack_statistics(statistics: PatchStatistics, splits: Sequence[str] = (), **facts: Any) -> bytes:
+    """Return statistics as the bytes of a compressed ``.npz`` without pickle; ``facts`` are JSON data."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        histograms=statistics.histograms,
+        glcm=statistics.glcm,
+        enl=statistics.enl,
+        groups=np.array(statistics.groups, dtype=np.str_),
+        splits=np.array(list(splits), dtype=np.str_),
+        facts=np.array(json.dumps(facts, sort_keys=True), dtype=np.str_),
+    )
+    return buffer.getvalue()
+
+
+def unpack_statistics(data: bytes) -> tuple[PatchStatistics, tuple[str, ...], dict[str, Any]]:
+    """Return the statistics, splits and facts that ``pack_statistics`` wrote.
+
+    Raises:
+        SarGenError: the bytes are damaged or of another kind.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            statistics = PatchStatistics(
+                file["histograms"], file["glcm"], file["enl"], tuple(str(group) for group in file["groups"])
+            )
+            return statistics, tuple(str(split) for split in file["splits"]), json.loads(str(file["facts"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise SarGenError(f"Reference statistics cannot be read ({error}); install the studio again.") from error
+
+
+@lru_cache(maxsize=4)
+def _index(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SarGenError(f"{path} cannot be read ({error}); install the studio again (SAR_GEN_ASSETS).") from error
+    return data
+
+
+@lru_cache(maxsize=16)
+def _shipped(folder: Path, name: str) -> ReferenceSet:
+    entry = next(entry for entry in _index(folder / INDEX)["sets"] if entry["name"] == name)
+    path = folder / entry["file"]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SarGenError(f"{path} is missing; install the studio again (SAR_GEN_ASSETS).") from error
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise SarGenError(f"{path} is damaged (its SHA-256 differs from {INDEX}); install the studio again.")
+    statistics, splits, _ = unpack_statistics(data)
+    return ReferenceSet(
+        name=name,
+        title=entry["title"],
+        encoding=entry["encoding"],
+        polarisation=entry["polarisation"],
+        sensor=entry["sensor"],
+        statistics=statistics,
+        scale=Scale.from_json(entry["scale"]),
+        credit=entry["credit"],
+        licence=entry["licence"],
+        note=entry["note"],
+        splits=splits,
+    )
+
+
+def _ben_archive() -> Path | None:
+    # Importing the package would make folders and needs a pydantic that it no longer finds; its file is all we want.
+    spec = importlib.util.find_spec(BEN_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(next(iter(spec.submodule_search_locations))) / BEN_FILE
+    return path if path.is_file() else None
+
+
+def _ben_title(polarisation: str) -> str:
+    return f"BigEarthNet, six mixed landscapes (Sentinel-1 {polarisation})"
+
+
+@lru_cache(maxsize=2)
+def _packaged(polarisation: str) -> ReferenceSet:
+    """Return the six BigEarthNet patches: float32 sigma0 in dB, 120 x 120, so their conversion is exact.
+
+    VV takes the scale of ``S1_VV``, which is sigma0 amplitude too. No calibrated VH scale exists, so VH takes the
+    pair of its own six patches.
+    """
+    found = _ben_archive()
+    if found is None:
+        raise InputError(
+            "The BigEarthNet patches come with the package bigearthnet-common, which is not installed; run "
+            "'pip install bigearthnet-common==2.8.0', or choose another reference set."
+        )
+    linear: dict[str, NDArray[Any]] = {}
+    labels: dict[str, list[str]] = {}
+    try:
+        with tarfile.open(found) as archive:
+            for member in archive.getmembers():
+                if not member.isfile():
+                    continue
+                patch_id = Path(member.name).parent.name
+                file = archive.extractfile(member)
+                if file is None:
+                    continue
+                if member.name.endswith(f"_{polarisation}.tif"):
+                    decibels, _ = read_values(Path(member.name), file=io.BytesIO(file.read()))
+                    linear[patch_id] = db_to_linear(decibels.astype(np.float64))
+                elif member.name.endswith("_labels_metadata.json"):
+                    labels[patch_id] = json.load(file)["labels"]
+    except (OSError, EOFError, ValueError, KeyError, tarfile.TarError) as error:
+        raise SarGenError(f"{found} cannot be read ({error}); install bigearthnet-common again.") from error
+    if polarisation == "VV":
+        scale = S1_VV
+        note = f"Scale of {S1_VV.source}, so levels compare with the s1 VV sets."
+    else:
+        scale = pooled_scale(linear.values(), "the six BigEarthNet example patches, VH, sigma0 amplitude")
+        note = "Scale of these six patches themselves: levels do not compare with s1-vh, which is uncalibrated."
+    patches = [
+        Patch(
+            amplitude=normalise(linear[patch_id], scale),
+            name=f"{', '.join(labels.get(patch_id, ['no label']))} ({patch_id})",
+            encoding="linear",
+            polarisation=polarisation,
+            scale=scale,
+            group=patch_id,
+            credit=BEN_CREDIT,
+        )
+        for patch_id in sorted(linear)
+    ]
+    return from_patches(
+        patches,
+        f"ben-{polarisation.lower()}",
+        title=_ben_title(polarisation),
+        sensor=SENSOR,
+        credit=BEN_CREDIT,
+        licence=BEN_LICENCE,
+        note=f"Six patches of 120 x 120 pixels from different countries; a small set, so its floors are wide. {note}",
+    )
+
+
+def _home(settings: Settings) -> Path:
+    """Where the user's sets are recorded (``sets.json``), copied (a folder each) and cached (``cache``)."""
+    return settings.home / "references"
+
+
+def _registry(settings: Settings) -> list[dict[str, Any]]:
+    path = _home(settings) / "sets.json"
+    if not path.is_file():
+        return []
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["sets"]
+        for entry in entries:
+            _user_info(entry), Path(entry["folder"]), _meaning(entry["meaning"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as the list of your reference sets; repair or delete it.") from error
+    return entries
+
+
+def _write_registry(entries: list[dict[str, Any]], settings: Settings) -> None:
+    write_atomic(_home(settings) / "sets.json", (json.dumps({"sets": entries}, indent=1) + "\n").encode())
+
+
+def _user_info(entry: dict[str, Any]) -> ReferenceInfo:
+    return ReferenceInfo(
+        entry["name"], entry["title"], entry["count"], entry["polarisation"], entry["encoding"],
+        Path(entry["folder"]).is_dir(), entry["credit"], "user",
+    )  # fmt: skip
+
+
+def _meaning(data: dict[str, Any] | None) -> PixelMeaning | None:
+    """Return the meaning that ``dataclasses.asdict`` and JSON made of it."""
+    if data is None:
+        return None
+    scale, db_range = data["scale"], data["db_range"]
+    return PixelMeaning(
+        data["encoding"],
+        Scale.from_json(scale) if isinstance(scale, dict) else scale,
+        None if db_range is None else (db_range[0], db_range[1]),
+        data["polarisation"],
+    )
+
+
+def _user_set(entry: dict[str, Any], settings: Settings) -> ReferenceSet:
+    folder = Path(entry["folder"])
+    if folder.is_dir():
+        measured = _measured_folder(folder, _meaning(entry["meaning"]), settings)
+    else:
+        cache = _cache_file(entry["digest"], settings)
+        if not cache.is_file():
+            raise InputError(
+                f"The folder {folder} of the reference set {entry['name']} is gone; bring it back, or remove the set."
+            )
+        measured = _from_cache(cache, (), entry["name"])
+        measured = dataclasses.replace(measured, note=f"Its folder {folder} is gone; the statistics were kept.")
+    return dataclasses.replace(
+        measured, name=entry["name"], title=entry["title"], credit=entry["credit"], licence=entry["licence"]
+    )
+
+
+def _folder_set(path: Path, settings: Settings) -> ReferenceSet:
+    """Return a folder, or file, that the studio wrote as a set."""
+    if path.is_dir():
+        return _measured_folder(path.resolve(), None, settings)
+    return from_patches([read_patch(path, None, settings.max_pixels)], path.name)
+
+
+def _measured_folder(folder: Path, meaning: PixelMeaning | None, settings: Settings) -> ReferenceSet:
+    stamp = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files(folder))
+    return _measured(folder, meaning, stamp, settings)
+
+
+@lru_cache(maxsize=8)
+def _measured(
+    folder: Path, meaning: PixelMeaning | None, stamp: tuple[tuple[str, int, int], ...], settings: Settings
+) -> ReferenceSet:
+    """Measure a folder, or take its statistics from the cache; ``stamp`` makes a changed folder a new one."""
+    cache = _cache_file(_content_digest(folder, meaning), settings)
+    if cache.is_file():
+        try:
+            facts = unpack_statistics(cache.read_bytes())[2]
+            if meaning is not None and facts["scale"] is not None:
+                meaning = dataclasses.replace(meaning, scale=Scale.from_json(facts["scale"]))
+            shown = tuple(read_patch(folder / name, meaning, settings.max_pixels) for name in facts["shown"])
+            return _from_cache(cache, shown, folder.name)
+        except (SarGenError, KeyError, OSError):
+            pass  # a damaged or older cache: measure again
+    measured = from_patches(read_folder(folder, meaning, settings.max_pixels), folder.name)
+    measured = dataclasses.replace(measured, patches=measured.patches[:SHOWN])
+    facts = {
+        "encoding": measured.encoding,
+        "polarisation": measured.polarisation,
+        "scale": None if measured.scale is None else measured.scale.to_json(),
+        "shown": [patch.path.name for patch in measured.patches if patch.path is not None],
+    }
+    write_atomic(cache, pack_statistics(measured.statistics, **facts))
+    return measured
+
+
+def _from_cache(cache: Path, patches: tuple[Patch, ...], name: str) -> ReferenceSet:
+    statistics, _, facts = unpack_statistics(cache.read_bytes())
+    scale = None if facts["scale"] is None else Scale.from_json(facts["scale"])
+    return ReferenceSet(
+        name=name,
+        title=name,
+        encoding=facts["encoding"],
+        polarisation=facts["polarisation"],
+        sensor="unknown sensor",
+        statistics=statistics,
+        patches=patches,
+        scale=scale,
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder that decide what is read from it."""
+    names = (*SUFFIXES, ".json")
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in names and p.is_file() and p.name[0] != ".")
+
+
+def _content_digest(folder: Path, meaning: PixelMeaning | None) -> str:
+    """Return a hash of the content of a folder's patches and of what their pixels mean."""
+    digest = hashlib.sha256(f"{CACHE_VERSION} {meaning!r}".encode())
+    for path in _files(folder):
+        digest.update(f"\n{path.name} {sha256_of(path)}".encode())
+    return digest.hexdigest()
+
+
+def _cache_file(digest: str, settings: Settings) -> Path:
+    return _home(settings) / "cache" / f"{digest[:32]}.npz"
+
+
+def _copied(folder: Path, target: Path) -> Path:
+    """Copy the patches of a folder into ``target``, whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        for path in _files(folder):
+            shutil.copyfile(path, part / path.name)
+        part.replace(target)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise SarGenError(describe_os_error(target, error)) from error
+    return target

@@ -1,0 +1,1 @@
+"""The page, one file per tab; handlers only translate between components and the API."""

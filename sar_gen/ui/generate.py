@@ -1,0 +1,574 @@
+"""The Generate tab: the three columns side by side, and the events between them."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sar_gen import checkpoints, guides, references
+from sar_gen import request as requests
+from sar_gen.errors import InputError, SarGenError
+from sar_gen.request import GenerationRequest, Guide
+from sar_gen.runs import RunRecord, request_from_png
+from sar_gen.settings import Settings
+from sar_gen.studio import Studio
+from sar_gen.ui import judgement as judged
+from sar_gen.ui import judging, views
+from sar_gen.ui.inputs import FORM, Inputs, build_inputs, form_of, read_form, suggested_reference
+from sar_gen.ui.judgement import Judgement, build_judgement
+from sar_gen.ui.results import Results, build_results, show_run
+from sar_gen.ui.sketch import drawing
+from sar_gen.ui.told import told
+
+WAITING_ROOM = 8  # requests that follow the engine at once; the engine works on one, in the order of arrival
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+PREVIEW_NOTE = "Preview in the making; it is never measured."
+
+
+@dataclass(eq=False)  # compared by identity: a new ticket is always a new run
+class Ticket:
+    """A checked request on its way to the engine.
+
+    Attributes:
+        token: names the request for ``Studio.stop``.
+        request: what is asked for, complete.
+        reference: set to judge the run with, ``None`` where none is comparable.
+        expected: for a replay, sha256 of the amplitude by seed.
+    """
+
+    token: str
+    request: GenerationRequest
+    reference: str | None = None
+    expected: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """The tab's components that other parts of the page use."""
+
+    inputs: Inputs
+    results: Results
+    judgement: Judgement
+    ticket: gr.State
+
+
+def load_presets(studio: Studio) -> list[dict[str, str]]:
+    """Return the scenes that the page offers before the first run: name, prompt, reference."""
+    presets: list[dict[str, str]] = json.loads((studio.settings.assets / "presets.json").read_text(encoding="utf-8"))
+    return presets
+
+
+def build_generate(studio: Studio) -> Generate:
+    """Build the tab."""
+    presets = load_presets(studio)
+    with gr.Row(elem_id="workbench"):
+        inputs = build_inputs(studio.settings)
+        results = build_results(presets)
+        judgement = build_judgement(studio.settings)
+    ticket = gr.State(None)
+    tab = Generate(inputs, results, judgement, ticket)
+    _guide_events(tab, studio)
+    _run_events(tab, studio)
+    _history_events(tab, studio)
+    _redraw_events(tab, studio)
+    _preset_events(tab, presets, studio.settings)
+    return tab
+
+
+# ---- guide
+
+
+def _guide_events(tab: Generate, studio: Studio) -> None:
+    inputs, results = tab.inputs, tab.results
+    sources = [inputs.guide, inputs.guide_kind, inputs.guide_file, results.sketch.editor]
+    size = [inputs.width, inputs.height, inputs.seed]
+
+    def show(kind: str, upload_kind: str, path: str | None, sketch: Any, *numbers: Any) -> tuple[str, str]:
+        if kind == "none":
+            return "", ""
+        try:
+            view = guide_view(read_guide(kind, upload_kind, path, sketch, studio), *numbers)
+        except Exception as error:
+            view = views.sentence(told(error), "warn")
+        return ("", view) if kind == "sketch" else (view, "")
+
+    # The editor's own "change" also answers to its uploads, without end; "input" is a stroke of the user's.
+    triggers = [inputs.guide.change, inputs.guide_kind.change, inputs.guide_file.change, results.sketch.editor.input]
+    views_of_guide = [inputs.guide_view, results.sketch.view]
+    gr.on(
+        triggers, show, [*sources, *size], views_of_guide, trigger_mode="always_last", concurrency_limit=None, **QUIET
+    )
+    results.sketch.grounded.then(show, [*sources, *size], views_of_guide, concurrency_limit=None, **QUIET)
+    inputs.guide.input(
+        lambda kind: gr.Tabs(selected="sketch" if kind == "sketch" else "result"),
+        inputs.guide,
+        results.tabs,
+        queue=False,
+        **QUIET,
+    )
+    results.sketch_tab.select(
+        lambda kind: gr.skip() if kind == "sketch" else "sketch", inputs.guide, inputs.guide, queue=False, **QUIET
+    )
+
+
+def read_guide(kind: str, upload_kind: str, path: str | None, sketch: Any, studio: Studio) -> Guide | None:
+    """Return the guide that the form describes, ``None`` where none is used or none is there yet.
+
+    Raises:
+        InputError: the uploaded file cannot be used.
+    """
+    if kind == "sketch":
+        pixels = drawing(sketch)
+        return None if pixels is None else Guide("sketch", pixels)
+    if kind == "image" and path:
+        return guides.read_guide(Path(path), upload_kind, studio.settings.max_pixels)  # type: ignore[arg-type]
+    return None
+
+
+def guide_view(guide: Guide | None, width: Any, height: Any, seed: Any) -> str:
+    """Return what is really used of a guide, and by which way."""
+    if guide is None:
+        return views.sentence("No guide yet: draw in the Sketch tab, or drop an image.")
+    try:
+        prepared = guides.prepare_guide(guide, int(width or 256), int(height or 256), int(seed or 0))
+    except Exception as error:
+        return views.sentence(told(error), "warn")
+    way = "This checkpoint has no ControlNet: the guide becomes a starting image (image-to-image)."
+    start = judging.view(prepared.start, "linear", None)
+    pictures = (
+        f'<figure><img src="{views.png_url(prepared.shown)}" alt="What is used of the guide"/>'
+        "<figcaption>as used</figcaption></figure>"
+        f'<figure><img src="{views.png_url(start)}" alt="Starting image made from the guide"/>'
+        "<figcaption>starting image</figcaption></figure>"
+    )
+    lines = views.sentence(way) + views.sentence(prepared.note)
+    return f'<div class="sg-guide">{pictures}<div>{lines}</div></div>'
+
+
+# ---- run
+
+
+def _run_events(tab: Generate, studio: Studio) -> None:
+    inputs, results, judgement, ticket = tab.inputs, tab.results, tab.judgement, tab.ticket
+    guide_inputs = [inputs.guide_file, results.sketch.editor]
+
+    def begin(reference: str | None, path: str | None, sketch: Any, *form: Any) -> dict[Any, Any]:
+        values = dict(zip(FORM, form, strict=True))
+        try:
+            guide = read_guide(values["guide"], values["guide_kind"], path, sketch, studio)
+            if values["guide"] != "none" and guide is None:
+                raise InputError("The guide is empty; draw in the Sketch tab, drop an image, or set Guide to None.")
+            asked, spec = requests.check_request(
+                read_form(values, guide), checkpoints.catalogue(studio.settings), studio.settings
+            )
+        except Exception as error:
+            return refused(tab, told(error))
+        return accepted(tab, Ticket(uuid.uuid4().hex, asked, comparable(reference, asked, spec, studio)))
+
+    def replay(shown: dict[str, Any] | None, reference: str | None) -> dict[Any, Any]:
+        try:
+            record = open_run(shown, studio)
+            asked, spec = requests.check_request(
+                record.request, checkpoints.catalogue(studio.settings), studio.settings
+            )
+        except Exception as error:
+            return refused(tab, told(error))
+        expected = {image.seed: image.sha256 for image in record.images}
+        new = Ticket(uuid.uuid4().hex, asked, comparable(reference, asked, spec, studio), expected)
+        return accepted(tab, new)
+
+    def run(new: Ticket | None) -> Iterator[dict[Any, Any]]:
+        yield from follow(tab, studio, new)
+
+    begun = [ticket, results.status, results.note, results.tabs, inputs.generate, inputs.stop, inputs.seed]
+    # Queued, because a state's change is only told to queued events; without a limit, so that it never waits.
+    inputs.generate.click(
+        begin,
+        [judgement.reference, *guide_inputs, *inputs.form()],
+        begun,
+        concurrency_limit=None,
+        **QUIET,
+    )
+    results.replay.click(replay, [results.shown, judgement.reference], begun, concurrency_limit=None, **QUIET)
+    run_outputs = [
+        results.stage, results.status, results.note, results.gallery, results.files, results.png, results.amplitude,
+        results.json, results.details, results.settings, results.shown, inputs.generate, inputs.stop,
+    ]  # fmt: skip
+    ticket.change(
+        run,
+        ticket,
+        run_outputs,
+        concurrency_id="gpu",
+        concurrency_limit=WAITING_ROOM,
+        **QUIET,
+    )
+    inputs.stop.click(lambda new: stop(studio, new), ticket, results.note, queue=False, **QUIET)
+    inputs.reuse.click(
+        lambda shown: reuse(studio, shown),
+        results.shown,
+        [inputs.seed, inputs.random],
+        concurrency_limit=None,
+        **QUIET,
+    )
+
+
+def comparable(name: str | None, asked: GenerationRequest, spec: Any, studio: Studio) -> str | None:
+    """Return the reference set's name where the run can be judged with it; the panel says why where it cannot."""
+    try:
+        if name is None:
+            return None
+        reference = references.load_reference(name, studio.settings)
+        references.check_comparable(reference, spec.amplitude_encoding, spec.polarisation_of(asked.prompt))
+    except SarGenError:
+        return None
+    return name
+
+
+def refused(tab: Generate, message: str) -> dict[Any, Any]:
+    """Return the page after a request that is not started: the sentence, nothing else changes."""
+    gr.Warning(message, title="Not started")
+    return {tab.results.status: views.status(message, "failed")}
+
+
+def accepted(tab: Generate, ticket: Ticket) -> dict[Any, Any]:
+    """Return the page as it is while the ticket waits for its first event."""
+    return {
+        tab.ticket: ticket,
+        tab.results.status: views.status("Starting…", "busy", 0.0),
+        tab.results.note: "",
+        tab.results.tabs: gr.Tabs(selected="result"),
+        tab.inputs.generate: gr.Button(visible=False),
+        tab.inputs.stop: gr.Button("Stop", visible=True, interactive=True),
+        tab.inputs.seed: ticket.request.seed,
+    }
+
+
+def stop(studio: Studio, ticket: Ticket | None) -> str:
+    """Stop this page's own request."""
+    if ticket is None:
+        return ""
+    studio.stop(ticket.token)
+    return views.sentence("Stopping after this step…")
+
+
+def reuse(studio: Studio, shown: dict[str, Any] | None) -> tuple[Any, Any]:
+    """Return the seed of the patch on the stage, with Random off."""
+    try:
+        record = open_run(shown, studio)
+    except Exception as error:
+        gr.Warning(told(error))
+        return gr.skip(), gr.skip()
+    assert shown is not None
+    return record.images[shown["index"]].seed, False
+
+
+def follow(tab: Generate, studio: Studio, ticket: Ticket | None) -> Iterator[dict[Any, Any]]:
+    """Run a ticket and yield what changes on the page, event by event."""
+    if ticket is None:
+        return
+    idle = {tab.inputs.generate: gr.Button(visible=True), tab.inputs.stop: gr.Button(visible=False)}
+    started = time.monotonic()
+    saved: list[requests.Saved] = []
+    try:
+        events = studio.generate(ticket.request, reference=ticket.reference, token=ticket.token)
+        for event in events:
+            if isinstance(event, requests.Saved):
+                saved.append(event)
+                record = studio.store.open(event.view.parent)
+                yield show_run(tab.results, record, len(record.images) - 1)
+            elif isinstance(event, requests.Notice):
+                yield {tab.results.note: views.sentence(event.message)}
+            elif isinstance(event, requests.Done | requests.Stopped | requests.Failed):
+                yield {**ended(event, ticket, saved, time.monotonic() - started, tab, studio), **idle}
+            else:
+                update = progress(event, ticket.request, tab)
+                if update:
+                    yield update
+    except Exception as error:
+        yield {tab.results.status: views.status(told(error), "failed"), **idle}
+
+
+def progress(event: requests.Event, asked: GenerationRequest, tab: Generate) -> dict[Any, Any]:
+    """Return what an event in the middle of a run changes on the page."""
+    status = tab.results.status
+    if isinstance(event, requests.Queued):
+        text = f"Waiting: {event.position} request{'s' if event.position != 1 else ''} before yours."
+        return {status: views.status(text, "busy", 0.0)}
+    if isinstance(event, requests.Loading):
+        return {status: views.status(event.message, "busy", 0.0)}
+    if isinstance(event, requests.Step):
+        return {status: step_line(event)}
+    if isinstance(event, requests.Preview):
+        tile = views.tile(
+            views.png_url(judging.view(event.amplitude, "linear", None)),
+            role="generated live",
+            title="In the making",
+            aside=f"patch {event.index + 1} of {asked.count} · seed {asked.seed + event.index}",
+            badge="preview",
+        )
+        return {tab.results.stage: tile}
+    return {}
+
+
+def step_line(event: requests.Step) -> str:
+    """Return the progress line of a denoising step."""
+    share = (event.first + event.size * event.step / max(event.steps, 1)) / max(event.count, 1)
+    last = event.first + event.size
+    which = f"patch {last}" if event.size == 1 else f"patches {event.first + 1} to {last}"
+    text = f"Step {event.step} of {event.steps} · {which} of {event.count}"
+    return views.status(text, "busy", share, f"{views.duration(event.eta)} left")
+
+
+def ended(
+    event: requests.Event, ticket: Ticket, saved: list[requests.Saved], seconds: float, tab: Generate, studio: Studio
+) -> dict[Any, Any]:
+    """Return the last line of a run, and the patch on the stage again where a preview covered it."""
+    made = f"{len(saved)} patch{'es' if len(saved) != 1 else ''}"
+    if isinstance(event, requests.Failed):
+        kept = f" The {made} finished before are kept." if saved else ""
+        line = views.status(event.message + kept, "failed")
+    elif isinstance(event, requests.Stopped):
+        text = f"Stopped; the {made} finished before are kept." if saved else "Stopped before the first patch."
+        line = views.status(text, "stopped", None, views.duration(seconds))
+    else:
+        text = f"{made[0].upper()}{made[1:]} saved"
+        if ticket.expected:
+            same = sum(ticket.expected.get(item.seed) == item.sha256 for item in saved)
+            text = f"Replayed: {same} of {len(saved)} identical to the run before, bit for bit"
+        line = views.status(text, "done", None, views.duration(seconds))
+    update: dict[Any, Any] = {tab.results.status: line}
+    if saved:  # the run's JSON is complete only now
+        update.update(show_run(tab.results, studio.store.open(saved[-1].view.parent), len(saved) - 1))
+        if not isinstance(event, requests.Done):  # a preview of the patch that was given up covers the last one
+            update[tab.results.shown] = {**update[tab.results.shown], "ended": time.time()}
+    return update
+
+
+# ---- history
+
+
+def _history_events(tab: Generate, studio: Studio) -> None:
+    results = tab.results
+
+    def recover() -> dict[Any, Any]:
+        record = studio.last_run()
+        if record is None:
+            return {results.status: views.status("There is no run to recover yet.", "failed")}
+        return reopened(tab, record, f"Recovered the last run, of {record.created[:16].replace('T', ' ')}")
+
+    def open_file(path: str) -> dict[Any, Any]:
+        return open_dropped(tab, studio, Path(path))
+
+    outputs = reopened_outputs(tab)
+    results.recover.click(recover, None, outputs, concurrency_limit=None, **QUIET)
+    results.open.upload(open_file, results.open, outputs, concurrency_limit=None, **QUIET)
+
+
+def reopened_outputs(tab: Generate) -> list[Any]:
+    """The components that ``reopened`` may change."""
+    results, inputs = tab.results, tab.inputs
+    return [
+        results.stage, results.status, results.note, results.gallery, results.files, results.png, results.amplitude,
+        results.json, results.details, results.settings, results.shown, results.tabs, results.sketch.editor,
+        *inputs.form(),
+    ]  # fmt: skip
+
+
+def reopened(tab: Generate, record: RunRecord, text: str, index: int = 0) -> dict[Any, Any]:
+    """Return the page with a run of before: its patches and the form that made them."""
+    update = show_run(tab.results, record, index)
+    update[tab.results.status] = views.status(text, "done", None, f"{len(record.images)} of {record.request.count}")
+    update[tab.results.note] = "".join(views.sentence(notice) for notice in record.notices)
+    update[tab.results.tabs] = gr.Tabs(selected="result")
+    return {**update, **filled_form(tab, record.request)}
+
+
+def filled_form(tab: Generate, asked: GenerationRequest) -> dict[Any, Any]:
+    """Return the form with a request's values; a sketch comes back too, another guide has to be dropped again."""
+    values = form_of(asked)
+    update: dict[Any, Any] = dict(zip(tab.inputs.form(), (values[name] for name in FORM), strict=True))
+    if asked.guide is not None and asked.guide.kind == "sketch":
+        update[tab.results.sketch.editor] = {"background": asked.guide.image, "layers": [], "composite": None}
+    return update
+
+
+def open_dropped(tab: Generate, studio: Studio, path: Path) -> dict[Any, Any]:
+    """Open the run of a dropped PNG or run JSON; where the run is gone, its settings still fill the form."""
+    try:
+        if path.suffix.lower() == ".json":
+            try:
+                identity = str(json.loads(path.read_text(encoding="utf-8"))["id"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{path.name} is not a run's JSON; drop a PNG or run.json of the studio.") from error
+            record = studio.store.open(identity)
+            return reopened(tab, record, f"Opened run {record.id}")
+        asked = request_from_png(path)
+        try:
+            record = studio.store.open(path)
+        except Exception as error:
+            return {**filled_form(tab, asked), tab.results.status: views.status(told(error), "stopped")}
+        return reopened(tab, record, f"Opened run {record.id}")
+    except Exception as error:
+        gr.Warning(told(error), title="Not opened")
+        return {tab.results.status: views.status(told(error), "failed")}
+
+
+def open_run(shown: dict[str, Any] | None, studio: Studio) -> RunRecord:
+    """Return the run on the stage.
+
+    Raises:
+        InputError: there is none, or its folder has gone.
+    """
+    if not shown:
+        raise InputError("There is no patch yet; generate one first.")
+    record = studio.store.open(Path(shown["run"]))
+    if not record.images:
+        raise InputError(f"The files of run {record.id} are gone.")
+    return record
+
+
+# ---- redraw
+
+
+def _redraw_events(tab: Generate, studio: Studio) -> None:
+    results, judgement = tab.results, tab.judgement
+
+    def select(shown: dict[str, Any] | None, event: gr.SelectData) -> dict[Any, Any]:
+        try:
+            record = open_run(shown, studio)
+        except Exception as error:
+            return {results.status: views.status(told(error), "failed")}
+        update = show_run(results, record, int(event.index))
+        del update[results.gallery]  # it is what was clicked
+        return update
+
+    selected = [
+        results.status, results.files, results.png, results.amplitude, results.json, results.details, results.settings,
+        results.shown,
+    ]  # fmt: skip
+    results.gallery.select(select, results.shown, selected, concurrency_limit=None, **QUIET)
+
+    gr.on(
+        [results.shown.change, judgement.reference.change, judgement.remap.change, judgement.real_index.change],
+        lambda *values: tiles(studio, *values),
+        [results.shown, judgement.reference, judgement.remap, judgement.real_index],
+        [results.stage, judgement.real],
+        trigger_mode="always_last",
+        concurrency_limit=None,
+        **QUIET,
+    )
+    gr.on(
+        [
+            results.shown.change,
+            judgement.reference.change,
+            judgement.scope.change,
+            judgement.axis.change,
+            judgement.dark.change,
+        ],
+        lambda *values: panel(studio, *values),
+        [results.shown, judgement.reference, judgement.scope, judgement.axis, judgement.dark],
+        [judgement.verdict, judgement.charts, judgement.histogram, judgement.texture, judgement.table],
+        trigger_mode="always_last",
+        concurrency_limit=None,
+        **QUIET,
+    )
+
+
+def draw_first(tab: Generate, studio: Studio, loaded: Any) -> None:
+    """Draw the real patch once the page's choices are restored (after the event ``loaded``)."""
+    judgement = tab.judgement
+    loaded.then(
+        lambda *values: tiles(studio, None, *values)[1],
+        [judgement.reference, judgement.remap, judgement.real_index],
+        judgement.real,
+        concurrency_limit=None,
+        **QUIET,
+    )
+
+
+def tiles(
+    studio: Studio, shown: dict[str, Any] | None, reference: str | None, remap: judging.Remap, real_index: int
+) -> tuple[Any, Any]:
+    """Return the generated and the real picture under one remap; the first is left alone before there is a run."""
+    try:
+        real = None if reference is None else judging.real_patch(reference, real_index, studio.settings)
+        record = open_run(shown, studio) if shown else None
+        image = record.images[shown["index"]] if record and shown else None
+        amplitude = judging.amplitude_of(image.amplitude_file) if image else None
+    except Exception as error:
+        return gr.skip(), views.empty_tile("real", "Not shown", views.sentence(told(error), "warn"), "Real")
+    made, truth = judging.views_of(amplitude, real.patch.amplitude if real else None, remap)
+    right = judged.real_tile(real, "" if truth is None else views.png_url(truth))
+    if made is None or image is None or record is None:
+        return gr.skip(), right
+    height, width = made.shape
+    left = views.tile(
+        views.png_url(made),
+        role="generated",
+        title="Generated",
+        aside=f"seed {image.seed} · {width} × {height} px · {image.index + 1}/{len(record.images)}",
+        alt=f"Generated SAR patch, seed {image.seed}: {record.request.prompt}",
+    )
+    return left, right
+
+
+def panel(
+    studio: Studio, shown: dict[str, Any] | None, reference: str | None, scope: str, axis: judging.Axis, dark: bool
+) -> tuple[Any, ...]:
+    """Return verdict, charts and table for what is on the stage."""
+    hidden = gr.Column(visible=False)
+    if not shown or reference is None:
+        return judged.waiting(), hidden, "", "", ""
+    try:
+        record = open_run(shown, studio)
+        images = judging.chosen(record, shown["index"], scope)
+        loaded = references.load_reference(reference, studio.settings)
+        warnings = references.check_comparable(
+            loaded, record.checkpoint.get("amplitude_encoding", "unknown"), record.checkpoint.get("polarisation")
+        )
+        report = judging.report_on(images, reference, studio.settings)
+        histogram, texture = judging.figures(images, reference, axis, dark, studio.settings)
+    except Exception as error:
+        return f'<div class="sg-verdict none"><p>{views.sentence(told(error), "warn")}</p></div>', hidden, "", "", ""
+    document = judging.report_document(report, record, images)
+    link = views.json_link(document, f"report_{record.id}_{reference}.json", "Export report (JSON)")
+    return (
+        judged.verdict(report, warnings),
+        gr.Column(visible=True),
+        _figure(histogram, f"Histogram of amplitudes, generated and {reference}, {axis} axis"),
+        _figure(texture, f"Texture descriptors, generated and {reference}"),
+        judged.table(report, link),
+    )
+
+
+def _figure(png: bytes, alt: str) -> str:
+    return f'<img class="sg-figure" src="{views.data_url("image/png", png)}" alt="{alt}"/>'
+
+
+# ---- presets
+
+
+def _preset_events(tab: Generate, presets: list[dict[str, str]], settings: Settings) -> None:
+    by_name = {preset["name"]: preset for preset in presets}
+
+    def choose(event: gr.EventData) -> tuple[Any, Any]:
+        preset = by_name.get(str(event.name))
+        if preset is None:
+            return gr.skip(), gr.skip()
+        return preset["prompt"], preset.get("reference", gr.skip())
+
+    tab.results.stage.preset(choose, None, [tab.inputs.prompt, tab.judgement.reference], queue=False, **QUIET)
+
+    # A chosen example or word names its ground: patches are judged by real patches of that ground from then on.
+    def fitting(name: str, strategy: str | None, event: gr.EventData) -> Any:
+        return suggested_reference(settings, name, strategy, str(event.text)) or gr.skip()
+
+    for hint in (tab.inputs.words, tab.inputs.examples):
+        hint.pick(fitting, [tab.inputs.checkpoint, tab.inputs.strategy], tab.judgement.reference, queue=False, **QUIET)

@@ -1,0 +1,1 @@
+"""Drives the real page in Chromium: ``pytest -m browser``."""

@@ -1,0 +1,121 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sar_gen.errors import InputError, SarGenError
+from sar_gen.request import GenerationRequest, Guide
+from sar_gen.runs import RunStore, amplitude_sha256, request_from_png, settings_from_png
+
+FACTS = {"id": "tiny", "amplitude_encoding": "linear", "polarisation": "VV"}
+
+
+def amplitude(seed=0, shape=(24, 32)):
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(tmp_path / "runs")
+
+
+def make_run(store, request=None, count=2, status="done"):
+    run = store.begin(request or GenerationRequest("a river"), FACTS, {"device": "cpu"})
+    for i in range(count):
+        run.save_patch(i, 7 + i, amplitude(i))
+    run.finish(status, {"generate": 1.0})
+    return run
+
+
+def test_every_patch_is_listed_as_soon_as_it_is_saved(store):
+    run = store.begin(GenerationRequest("a river", count=3), FACTS, {})
+    saved = run.save_patch(0, 7, amplitude())
+    record = store.open(run.id)
+    assert record.status == "running"
+    assert [image.seed for image in record.images] == [7]
+    np.testing.assert_array_equal(np.load(saved.amplitude_file), amplitude())
+
+
+def test_view_is_the_quantised_amplitude(store):
+    run = make_run(store, count=1)
+    grey = np.asarray(Image.open(run.images[0].view))
+    assert grey.dtype == np.uint8
+    np.testing.assert_allclose(grey / 255, amplitude(), atol=0.5 / 255 + 1e-6)
+
+
+def test_same_request_gives_the_same_bytes(store):
+    first, second = make_run(store), make_run(store)
+    assert first.folder != second.folder
+    for a, b in zip(first.images, second.images, strict=True):
+        assert a.view.read_bytes() == b.view.read_bytes()
+        assert a.amplitude_file.read_bytes() == b.amplitude_file.read_bytes()
+
+
+def test_sha256_is_of_the_float_bytes():
+    a = amplitude()
+    assert amplitude_sha256(a) == amplitude_sha256(np.asfortranarray(a))
+    assert amplitude_sha256(a) != amplitude_sha256(np.nextafter(a, np.float32(2)))
+
+
+def test_request_comes_back_from_the_run_and_from_the_png(store):
+    guide = Guide("map", np.full((8, 8, 3), 200, np.uint8), "drawn")
+    request = GenerationRequest("a river", count=2, seed=7, steps=5, guidance=1.5, guide=guide, strength=0.4)
+    run = make_run(store, request)
+    record = store.open(run.id)
+    assert record.request.guide is not None
+    np.testing.assert_array_equal(record.request.guide.image, guide.image)
+    assert record.request.to_json() == request.to_json()
+    assert request_from_png(run.images[0].view).to_json() == request.to_json()
+
+
+def test_open_by_folder_json_and_a_png_that_was_moved(store, tmp_path):
+    make_run(store, GenerationRequest("another"), count=1)
+    run = store.begin(GenerationRequest("a river"), FACTS, {})
+    run.save_patch(0, 99, amplitude(99))
+    moved = tmp_path / "download.png"
+    moved.write_bytes(run.images[0].view.read_bytes())
+    for way in (run.folder, run.folder / "run.json", run.images[0].view, moved):
+        assert store.open(way).id == run.id
+
+
+def test_list_is_newest_first_and_passes_over_damage(store):
+    ids = [make_run(store, count=1).id for _ in range(3)]
+    (store.folder / "99999999-damaged").mkdir()
+    (store.folder / "99999999-damaged" / "run.json").write_text("{")
+    assert [record.id for record in store.list()] == ids[::-1]
+    assert [record.id for record in store.list(limit=1)] == ids[-1:]
+
+
+def test_a_patch_whose_file_has_gone_is_left_out(store):
+    run = make_run(store, count=2)
+    run.images[0].amplitude_file.unlink()
+    assert [image.index for image in store.open(run.id).images] == [1]
+
+
+def test_no_clock_time_in_the_png(store):
+    settings = settings_from_png(make_run(store, count=1).images[0].view)
+    assert "created" not in json.dumps(settings)
+    assert settings["amplitude"]["encoding"] == "linear"
+
+
+@pytest.mark.parametrize("content", [b"", b"this is text", b"\x89PNG\r\n\x1a\n"])
+def test_files_that_are_no_png(store, tmp_path, content):
+    path = tmp_path / "bad.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.png is not a readable PNG"):
+        store.open(path)
+
+
+def test_a_foreign_png_and_an_unknown_run(store, tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "foreign.png")
+    with pytest.raises(InputError, match="carries no studio settings"):
+        store.open(tmp_path / "foreign.png")
+    with pytest.raises(InputError, match="There is no run 'nothing'"):
+        store.open("nothing")
+
+
+def test_runs_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SarGenError, match="not a folder"):
+        RunStore(tmp_path / "file").begin(GenerationRequest("a river"), FACTS, {})

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
-from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from sar_gen import checkpoints as catalogue_module
 from sar_gen import references as reference_module
-from sar_gen.amplitude import Scale
+from sar_gen.cli_common import (
+    Encoding,
+    Json,
+    Progress,
+    RangeOption,
+    ScaleOption,
+    pixel_meaning,
+    plain,
+    print_json,
+    table,
+)
+from sar_gen.cli_references import references_app
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.patches import Patch, PixelMeaning, read_folder, read_patch
 from sar_gen.request import (
@@ -48,29 +56,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 checkpoints_app = typer.Typer(help="The catalogue of checkpoints.", invoke_without_command=True)
-references_app = typer.Typer(help="The sets of real SAR.", invoke_without_command=True)
 runs_app = typer.Typer(help="What was made.", invoke_without_command=True)
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(references_app, name="references")
 app.add_typer(runs_app, name="runs")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
-PatchEncoding = StrEnum("PatchEncoding", ["studio", "amplitude", "intensity", "db"])
-Encoding = Annotated[
-    PatchEncoding | None,
-    typer.Option(
-        help="What the pixels of files that the studio did not write mean: studio amplitude (already divided by "
-        "mean + 3 std), linear amplitude, intensity, or decibels. The last three are scaled by --scale, or by one "
-        "mean and std for the whole folder."
-    ),
-]
-ScaleOption = Annotated[
-    tuple[float, float] | None, typer.Option("--scale", help="Mean and std of linear amplitude, in the files' unit.")
-]
-RangeOption = Annotated[
-    tuple[float, float] | None,
-    typer.Option("--db-range", help="Decibels at grey 0 and at full scale, for 8 or 16-bit files in decibels."),
-]
 
 
 def main() -> None:
@@ -96,34 +85,6 @@ def main() -> None:
 def _fail(message: str, status: int) -> int:
     print(message, file=sys.stderr)
     return status
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=1, default=str))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows as aligned columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-class Progress:
-    """One changing line on stderr when it is a terminal, nothing otherwise."""
-
-    def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
-
-    def show(self, text: str) -> None:
-        """Replace the line."""
-        if self.live:
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self.show("")
-        print(text, file=sys.stderr)
 
 
 @app.command()
@@ -185,9 +146,9 @@ def compare(
 ) -> None:
     """Compare patches with real SAR, each measure beside its real-versus-real floor."""
     settings = Settings.from_env()
-    judged = _read_patches(patches, _meaning(encoding, scale, db_range), settings)
+    judged = _read_patches(patches, pixel_meaning(encoding, scale, db_range), settings)
     if Path(reference).is_dir():
-        real = _read_patches(Path(reference), _meaning(reference_encoding, scale, db_range), settings)
+        real = _read_patches(Path(reference), pixel_meaning(reference_encoding, scale, db_range), settings)
         reference_set = reference_module.from_patches(real, Path(reference).name)
     else:
         reference_set = reference_module.load_reference(reference, settings)
@@ -206,7 +167,7 @@ def compare(
         write_html(html, report, [patch.amplitude for patch in judged], reference_set)
     for warning in warnings:
         print(warning, file=sys.stderr)
-    _print_json(report.to_json()) if as_json else _print_report(report)
+    print_json(report.to_json()) if as_json else _print_report(report)
 
 
 @app.command()
@@ -222,7 +183,7 @@ def bench(
         raise InputError(f"There is no bench {name!r}; choose one of {', '.join(BENCHES)}.")
     result = BENCHES[name](_settings(device=device))
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return
     print(f"{result.title}; {result.rounds} rounds")
     rows = [("way", "median s", "from", "to", "ratio")]
@@ -230,7 +191,7 @@ def bench(
         (t.name, f"{t.median:.2f}", f"{t.low:.2f}", f"{t.high:.2f}", f"{result.ratio[t.name]:.3f}")
         for t in result.timings
     ]
-    _table(rows)
+    table(rows)
 
 
 @checkpoints_app.callback()
@@ -250,10 +211,10 @@ def checkpoints_list(as_json: Json = False) -> None:
         missing = catalogue_module.missing_files(spec, settings)
         rows.append({**_spec_json(spec), "on_disk": not missing})
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     header = ("id", "family", "base", "strategy", "size", "amplitude", "on disk", "title")
-    _table(
+    table(
         [
             header,
             *(
@@ -279,9 +240,9 @@ def checkpoints_show(checkpoint: str, as_json: Json = False) -> None:
     spec = catalogue_module.resolve(catalogue_module.catalogue(Settings.from_env()), checkpoint)
     data = _spec_json(spec)
     if as_json:
-        _print_json(data)
+        print_json(data)
         return
-    _table([(name, _plain(value)) for name, value in data.items() if value not in (None, "", [], {}, ())])
+    table([(name, plain(value)) for name, value in data.items() if value not in (None, "", [], {}, ())])
 
 
 @checkpoints_app.command("pull")
@@ -292,7 +253,7 @@ def checkpoints_pull(checkpoint: str, as_json: Json = False) -> None:
     progress = Progress()
     folder = catalogue_module.pull(spec, settings, lambda state: progress.show(str(state)))
     progress.show("")
-    _print_json({"id": spec.id, "folder": str(folder)}) if as_json else print(f"{spec.id} is in {folder}")
+    print_json({"id": spec.id, "folder": str(folder)}) if as_json else print(f"{spec.id} is in {folder}")
 
 
 @checkpoints_app.command("verify")
@@ -302,9 +263,9 @@ def checkpoints_verify(checkpoint: str, as_json: Json = False) -> None:
     spec = catalogue_module.resolve(catalogue_module.catalogue(settings), checkpoint)
     result = catalogue_module.verify(spec, settings)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
-        _table([(str(name), str(state)) for name, state in result.items()])
+        table([(str(name), str(state)) for name, state in result.items()])
 
 
 @checkpoints_app.command("add")
@@ -325,97 +286,6 @@ def checkpoints_remove(checkpoint: str) -> None:
     print(f"Removed {checkpoint}.")
 
 
-@references_app.callback()
-def references_default(context: typer.Context) -> None:
-    """List the sets when no command is given."""
-    if context.invoked_subcommand is None:
-        references_list()
-
-
-@references_app.command("list")
-def references_list(as_json: Json = False) -> None:
-    """List the sets of real SAR."""
-    infos = [dataclasses.asdict(info) for info in reference_module.list_references(Settings.from_env())]
-    if as_json:
-        _print_json(infos)
-        return
-    header = ("name", "patches", "polarisation", "encoding", "pictures", "title")
-    _table(
-        [
-            header,
-            *(
-                (
-                    info["name"],
-                    str(info["count"]),
-                    str(info["polarisation"] or "unknown"),
-                    info["encoding"],
-                    "yes" if info["has_patches"] else "no",
-                    info["title"],
-                )
-                for info in infos
-            ),
-        ]
-    )
-
-
-@references_app.command("show")
-def references_show(name: str, as_json: Json = False) -> None:
-    """Show a set's facts and measures."""
-    import numpy as np
-
-    from sar_gen.quality.statistics import GLCM_NAMES
-
-    reference = reference_module.load_reference(name, Settings.from_env())
-    statistics = reference.statistics
-    centres = (np.arange(statistics.histograms.shape[1]) + 0.5) / statistics.histograms.shape[1]
-    weights = statistics.histograms.sum(0) / statistics.histograms.sum()
-    mean = float((centres * weights).sum())
-    data = {
-        "name": reference.name,
-        "title": reference.title,
-        "patches": len(statistics.groups),
-        "groups": len(set(statistics.groups)),
-        "encoding": reference.encoding,
-        "polarisation": reference.polarisation,
-        "scale": None if reference.scale is None else dataclasses.asdict(reference.scale),
-        "amplitude_mean": mean,
-        "amplitude_std": float(np.sqrt((centres**2 * weights).sum() - mean**2)),
-        "enl_median": _finite(np.nanmedian(statistics.enl)) if np.isfinite(statistics.enl).any() else None,
-        "glcm": {
-            key: _finite(value) for key, value in zip(GLCM_NAMES, np.nanmean(statistics.glcm, axis=0), strict=True)
-        },
-        "credit": reference.credit,
-        "licence": reference.licence,
-        "note": reference.note,
-    }
-    _print_json(data) if as_json else _table([(key, _plain(value)) for key, value in data.items()])
-
-
-@references_app.command("add")
-def references_add(
-    folder: Path,
-    name: Annotated[str, typer.Option(help="Name of the set.")],
-    encoding: Encoding = None,
-    scale: ScaleOption = None,
-    db_range: RangeOption = None,
-    polarisation: Annotated[str | None, typer.Option(help="VV, VH, HH or HV, where it is known.")] = None,
-    credit: Annotated[str, typer.Option(help="Whose data; shown with every report.")] = "",
-) -> None:
-    """Add a folder of real patches as a set."""
-    meaning = _meaning(encoding, scale, db_range)
-    info = reference_module.add_reference(
-        folder, name, meaning, Settings.from_env(), polarisation=polarisation, credit=credit
-    )
-    print(f"Added {info.name}: {info.count} patches.")
-
-
-@references_app.command("remove")
-def references_remove(name: str) -> None:
-    """Forget a set that you added; its folder stays."""
-    reference_module.remove_reference(name, Settings.from_env())
-    print(f"Removed {name}.")
-
-
 @runs_app.callback()
 def runs_default(context: typer.Context) -> None:
     """List the runs when no command is given."""
@@ -428,10 +298,10 @@ def runs_list(limit: Annotated[int, typer.Option(help="Newest runs to show.")] =
     """List the runs, newest first."""
     records = Studio().store.list(limit)
     if as_json:
-        _print_json([_run_json(record) for record in records])
+        print_json([_run_json(record) for record in records])
         return
     header = ("run", "status", "patches", "checkpoint", "prompt")
-    _table(
+    table(
         [header, *((r.id, r.status, str(len(r.images)), r.request.checkpoint, r.request.prompt[:60]) for r in records)]
     )
 
@@ -440,7 +310,7 @@ def runs_list(limit: Annotated[int, typer.Option(help="Newest runs to show.")] =
 def runs_show(run: str, as_json: Json = False) -> None:
     """Show a run by its id, folder or one of its PNGs."""
     data = _run_json(Studio().store.open(run))
-    _print_json(data) if as_json else _table([(key, _plain(value)) for key, value in data.items()])
+    print_json(data) if as_json else table([(key, plain(value)) for key, value in data.items()])
 
 
 @runs_app.command("replay")
@@ -463,20 +333,6 @@ def _settings(runs: Path | None = None, device: str | None = None) -> Settings:
     if device is not None:
         changes["device"] = device
     return dataclasses.replace(settings, **changes)
-
-
-def _meaning(
-    encoding: PatchEncoding | None, scale: tuple[float, float] | None, db_range: tuple[float, float] | None
-) -> PixelMeaning | None:
-    """Return what the options say of the pixels; ``None`` leaves it to what the studio wrote into the files."""
-    if encoding is None:
-        if scale is not None or db_range is not None:
-            raise InputError(
-                "A scale or a decibel range needs an encoding; add --encoding amplitude, intensity or db."
-            )
-        return None
-    known: Scale | Literal["pool"] = "pool" if scale is None else Scale(*scale, source="given by the user")
-    return PixelMeaning(encoding.value, known, db_range)  # type: ignore[arg-type]
 
 
 def _read_patches(path: Path, meaning: PixelMeaning | None, settings: Settings) -> list[Patch]:
@@ -525,7 +381,7 @@ def _run(studio: Studio, request: GenerationRequest, reference: str | None, as_j
     progress.show("")
     if as_json:
         run = saved[0].view.parent if saved else None
-        _print_json(
+        print_json(
             {
                 "run": None if run is None else str(run),
                 "checkpoint": request.checkpoint,
@@ -559,7 +415,7 @@ def _print_report(report: QualityReport) -> None:
     for name, measure in report.measures.items():
         cells = (measure.value, measure.floor, measure.ratio)
         rows.append((name, *("-" if cell is None else f"{cell:.4g}" for cell in cells), measure.unit))  # type: ignore[arg-type]
-    _table(rows)
+    table(rows)
     print(report.verdict)
     for note in report.notes:
         print(note)
@@ -574,18 +430,3 @@ def _run_json(record: RunRecord) -> dict[str, Any]:
     data["request"] = record.request.to_json()
     data["images"] = [dataclasses.asdict(image) for image in record.images]
     return data
-
-
-def _plain(value: Any) -> str:
-    """Return a value as one line of text."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return "; ".join(_plain(item) for item in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _finite(value: Any) -> float | None:
-    import math
-
-    return float(value) if math.isfinite(float(value)) else None

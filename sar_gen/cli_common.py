@@ -1,0 +1,91 @@
+"""What the command groups share: options, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sar_gen.amplitude import Scale
+from sar_gen.errors import InputError
+from sar_gen.patches import PixelMeaning
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+PatchEncoding = StrEnum("PatchEncoding", ["studio", "amplitude", "intensity", "db"])
+Encoding = Annotated[
+    PatchEncoding | None,
+    typer.Option(
+        help="What the pixels of files that the studio did not write mean: studio amplitude (already divided by "
+        "mean + 3 std), linear amplitude, intensity, or decibels. The last three are scaled by --scale, or by one "
+        "mean and std for the whole folder."
+    ),
+]
+ScaleOption = Annotated[
+    tuple[float, float] | None, typer.Option("--scale", help="Mean and std of linear amplitude, in the files' unit.")
+]
+RangeOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option("--db-range", help="Decibels at grey 0 and at full scale, for 8 or 16-bit files in decibels."),
+]
+
+
+def print_json(data: Any) -> None:
+    """Print a document on stdout."""
+    print(json.dumps(data, indent=1, default=str))
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows as aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+class Progress:
+    """One changing line on stderr when it is a terminal, nothing otherwise."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Replace the line."""
+        if self.live:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.show("")
+        print(text, file=sys.stderr)
+
+
+def pixel_meaning(
+    encoding: PatchEncoding | None, scale: tuple[float, float] | None, db_range: tuple[float, float] | None
+) -> PixelMeaning | None:
+    """Return what the options say of the pixels; ``None`` leaves it to what the studio wrote into the files."""
+    if encoding is None:
+        if scale is not None or db_range is not None:
+            raise InputError(
+                "A scale or a decibel range needs an encoding; add --encoding amplitude, intensity or db."
+            )
+        return None
+    known: Scale | Literal["pool"] = "pool" if scale is None else Scale(*scale, source="given by the user")
+    return PixelMeaning(encoding.value, known, db_range)  # type: ignore[arg-type]
+
+
+def plain(value: Any) -> str:
+    """Return a value as one line of text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(plain(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def finite(value: Any) -> float | None:
+    """Return a number as JSON can hold it: ``None`` where it is not finite."""
+    return float(value) if math.isfinite(float(value)) else None

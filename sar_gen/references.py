@@ -30,13 +30,13 @@ from sar_gen.amplitude import S1_VV, AmplitudeEncoding, Scale, db_to_linear, nor
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import describe_os_error, sha256_of, write_atomic
 from sar_gen.patches import SUFFIXES, Patch, PixelMeaning, read_folder, read_patch, read_values
-from sar_gen.quality.statistics import PatchStatistics, patch_statistics
+from sar_gen.quality.statistics import ARRAYS, PatchStatistics, patch_statistics
 from sar_gen.settings import Settings
 
 INDEX = "index.json"
 SHOWN = 64
 """Patches of a user's set that are kept in memory to be shown; its statistics are of all."""
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Part of the cache's key; raised when the statistics of a patch change their meaning."""
 
 BEN_PACKAGE = "bigearthnet_common"
@@ -323,15 +323,13 @@ def check_comparable(reference: ReferenceSet, encoding: AmplitudeEncoding, polar
 def pack_statistics(statistics: PatchStatistics, splits: Sequence[str] = (), **facts: Any) -> bytes:
     """Return statistics as the bytes of a compressed ``.npz`` without pickle; ``facts`` are JSON data."""
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        histograms=statistics.histograms,
-        glcm=statistics.glcm,
-        enl=statistics.enl,
-        groups=np.array(statistics.groups, dtype=np.str_),
-        splits=np.array(list(splits), dtype=np.str_),
-        facts=np.array(json.dumps(facts, sort_keys=True), dtype=np.str_),
-    )
+    arrays: dict[str, Any] = {
+        **statistics.arrays,
+        "groups": np.array(statistics.groups, dtype=np.str_),
+        "splits": np.array(list(splits), dtype=np.str_),
+        "facts": np.array(json.dumps(facts, sort_keys=True), dtype=np.str_),
+    }
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
@@ -344,7 +342,7 @@ def unpack_statistics(data: bytes) -> tuple[PatchStatistics, tuple[str, ...], di
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             statistics = PatchStatistics(
-                file["histograms"], file["glcm"], file["enl"], tuple(str(group) for group in file["groups"])
+                **{name: file[name] for name in ARRAYS}, groups=tuple(str(group) for group in file["groups"])
             )
             return statistics, tuple(str(split) for split in file["splits"]), json.loads(str(file["facts"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

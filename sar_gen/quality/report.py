@@ -2,8 +2,9 @@
 
 The floor of a measure is what real patches of the same set score in the role of the generated ones. For n generated
 patches, n real patches are drawn, as far as possible one from each group (ground), and compared with the real patches
-of all other groups; this is done ``draws`` times. ``floor`` is the median and ``floor_95`` the 95th percentile. A set
-of n patches is thus judged by what n real patches do, and a single patch by what single real patches do.
+of all other groups; this is done ``draws`` times. ``floor`` is the median, ``floor_95`` the 95th percentile and
+``interval`` the middle 95 %. A set of n patches is thus judged by what n real patches do, and a single patch by what
+single real patches do.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sar_gen.quality.distribution import (
     wasserstein1,
 )
 from sar_gen.quality.speckle import WINDOW
+from sar_gen.quality.spectrum import DISTANCE_RANGE, decibel_distance, spectrum_distance
 from sar_gen.quality.statistics import PatchStatistics
 from sar_gen.quality.texture import GLCM_NAMES, LEVELS
 
@@ -40,8 +42,12 @@ _UNITS = {
     "glcm_dissimilarity": "levels",
     "glcm_entropy": "nats",
     "enl": "looks",
+    "spectrum": "dB",
+    "spectrum_direction": "dB",
 }
 _GLCM_MEASURES = tuple(f"glcm_{name}" for name in GLCM_NAMES)
+DESCRIPTORS = (*_GLCM_MEASURES, "enl", "speckle_correlation")
+"""Measures that are a mean over patches on either side; the others are distances of pooled histograms and spectra."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ class Measure:
     """One measure of generated against real patches.
 
     Attributes:
-        value: the distance; for GLCM descriptors and ENL the absolute difference of the means over patches. ``None``
-            where it is undefined (no homogeneous ground, constant patches).
+        value: the distance; for ``DESCRIPTORS`` the absolute difference of the means over patches. ``None`` where it
+            is undefined (no homogeneous ground, constant patches).
         floor: median of the same distance between real patches; ``None`` where it cannot be had.
         unit: unit of value and floors; empty for plain numbers.
         ratio: value / floor.
@@ -69,6 +75,7 @@ class Measure:
         reference: mean over the real patches, for descriptors.
         relative: (generated - reference) / reference, signed, for descriptors.
         spread: spread over the single real patches, for descriptors.
+        interval: 2.5th and 97.5th percentile of the distance between real patches.
     """
 
     value: float | None
@@ -80,6 +87,7 @@ class Measure:
     reference: float | None = None
     relative: float | None = None
     spread: Spread | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def within(self) -> bool | None:
@@ -92,6 +100,7 @@ class Measure:
         """Return the measure as strict JSON data (no NaN, no infinity)."""
         data: dict[str, Any] = {"value": self.value, "floor": self.floor, "unit": self.unit, "ratio": self.ratio}
         data |= {"floor_95": self.floor_95, "within": self.within}
+        data["floor_interval"] = None if self.interval is None else list(self.interval)
         if self.reference is not None or self.generated is not None:
             data |= {"generated": self.generated, "reference": self.reference, "relative": self.relative}
         if self.spread is not None:
@@ -169,7 +178,7 @@ def compare(
     values = _distances(made, real)
     floors, drawn = _floors(reference, len(generated), draws, seed)
     measures = {name: _measure(name, values[name], floors.get(name)) for name in values}
-    descriptors = zip((*_GLCM_MEASURES, "enl"), made.means, real.means, _descriptors(reference).T, strict=True)
+    descriptors = zip(DESCRIPTORS, made.means, real.means, descriptors_of(reference).T, strict=True)
     for name, mean_made, mean_real, of_patches in descriptors:
         measures[name] = _descriptor(measures[name], mean_made, mean_real, of_patches)
     if semantic is not None:
@@ -196,27 +205,42 @@ def floors(
 
 @dataclass(frozen=True)
 class _Pooled:
-    """One set, or a row for each of several sets: pooled counts (…, BINS) and descriptor means (…, 8)."""
+    """One set, or a row for each of several sets.
+
+    Pooled counts (…, BINS), descriptor means (…, 9) and mean power (…, RADIAL_BINS) and (…, ANGULAR_BINS).
+    """
 
     histogram: NDArray[np.float64]
     means: NDArray[np.float64]
+    radial: NDArray[np.float64]
+    angular: NDArray[np.float64]
 
 
-def _descriptors(statistics: PatchStatistics) -> NDArray[np.float64]:
-    """Return ``(n, 8)``: the GLCM descriptors and ENL of each patch."""
-    return np.column_stack([statistics.glcm, statistics.enl])
+def descriptors_of(statistics: PatchStatistics) -> NDArray[np.float64]:
+    """Return ``(n, 9)``: the ``DESCRIPTORS`` of each patch; the speckle correlation is that at lag 1, mean of both."""
+    neighbours = statistics.speckle[:, :, 0].mean(axis=1, dtype=np.float64)
+    return np.column_stack([statistics.glcm, statistics.enl, neighbours])
 
 
 def _pooled(statistics: PatchStatistics, weights: NDArray[np.float64] | None = None) -> _Pooled:
     """Pool the patches whose weight is 1; ``weights`` is ``(n,)`` or ``(sets, n)``."""
     if weights is None:
         weights = np.ones(len(statistics))
-    descriptors = _descriptors(statistics)
-    known = np.isfinite(descriptors)
+    return _Pooled(
+        weights @ statistics.histograms.astype(np.float64),
+        _means(weights, descriptors_of(statistics)),
+        _means(weights, statistics.radial),
+        # Each patch's power over its own mean: which way it lies, not how much there is.
+        _means(weights, statistics.angular / statistics.angular.mean(axis=1, dtype=np.float64, keepdims=True)),
+    )
+
+
+def _means(weights: NDArray[np.float64], rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the weighted means of rows, NaN left out."""
+    known = np.isfinite(rows)
     count = weights @ known
-    total = weights @ np.where(known, descriptors, 0.0)
-    means = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    return _Pooled(weights @ statistics.histograms.astype(np.float64), means)
+    total = weights @ np.where(known, rows, 0.0)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
 def _distances(made: _Pooled, real: _Pooled) -> dict[str, NDArray[Any]]:
@@ -228,7 +252,10 @@ def _distances(made: _Pooled, real: _Pooled) -> dict[str, NDArray[Any]]:
         "ks_statistic": ks_statistic(made.histogram, real.histogram),
     }
     differences = np.abs(made.means - real.means)
-    return distances | {name: differences[..., i] for i, name in enumerate((*_GLCM_MEASURES, "enl"))}
+    distances |= {name: differences[..., i] for i, name in enumerate(DESCRIPTORS)}
+    distances["spectrum"] = spectrum_distance(made.radial, real.radial)
+    distances["spectrum_direction"] = decibel_distance(made.angular, real.angular)
+    return distances
 
 
 def _floors(
@@ -271,7 +298,8 @@ def _measure(name: str, value: Any, floor_draws: NDArray[np.float64] | None) -> 
         return Measure(value, None, _UNITS.get(name, ""), None, None)
     floor, floor_95 = float(np.median(floor_draws)), float(np.percentile(floor_draws, 95))
     ratio = value / floor if value is not None and floor > 0 else None
-    return Measure(value, floor, _UNITS.get(name, ""), ratio, floor_95)
+    low, high = np.percentile(floor_draws, [2.5, 97.5])
+    return Measure(value, floor, _UNITS.get(name, ""), ratio, floor_95, interval=(float(low), float(high)))
 
 
 def _descriptor(measure: Measure, made: float, real: float, of_patches: NDArray[np.float64]) -> Measure:
@@ -283,7 +311,7 @@ def _descriptor(measure: Measure, made: float, real: float, of_patches: NDArray[
     relative = _finite((made - real) / abs(real)) if real else None
     return Measure(
         measure.value, measure.floor, measure.unit, measure.ratio, measure.floor_95,
-        generated=_finite(made), reference=_finite(real), relative=relative, spread=spread,
+        generated=_finite(made), reference=_finite(real), relative=relative, spread=spread, interval=measure.interval,
     )  # fmt: skip
 
 
@@ -321,7 +349,7 @@ def _verdict(
             f"(W1 {_number(w1.value)}; GLCM contrast {_against(contrast)})."
         )
     verdict = f"{_amplitude_words(name, measures, amplitude)}; {_texture_words(measures, amplitude)}."
-    verdict += _speckle_words(measures["enl"])
+    verdict += _speckle_words(measures["enl"]) + _structure_words(measures)
     if groups < FEW_GROUPS:
         verdict += f" Rough: the spread rests on only {groups} separate pieces of ground."
     return verdict
@@ -387,6 +415,20 @@ def _speckle_words(enl: Measure) -> str:
     return f" Speckle is too {'weak' if enl.generated > enl.reference else 'strong'} (ENL {_against(enl)})."
 
 
+def _structure_words(measures: dict[str, Measure]) -> str:
+    """Say what is beyond the real spread in speckle correlation and power spectra; silence where nothing is."""
+    words = ""
+    correlation = measures["speckle_correlation"]
+    if correlation.within is False and correlation.generated is not None and correlation.reference is not None:
+        much = "much" if correlation.generated > correlation.reference else "little"
+        words += f" In speckle, neighbours depend too {much} on each other (correlation {_against(correlation)})."
+    for name, what in (("spectrum", "The power spectrum"), ("spectrum_direction", "The direction of structure")):
+        measure = measures[name]
+        if measure.within is False:
+            words += f" {what} differs by {_number(measure.value)} dB (spread up to {_number(measure.floor_95)} dB)."
+    return words
+
+
 def _plain(name: str) -> str:
     return name.removeprefix("glcm_").replace("asm", "ASM")
 
@@ -435,7 +477,13 @@ def _notes(generated: PatchStatistics, reference: PatchStatistics, drawn: int, d
     )
     notes.append(
         f"GLCM: {LEVELS} levels over [0, 1], distance 1, mean of four directions, symmetric. "
-        f"ENL: intensity, mode over {WINDOW} x {WINDOW} windows."
+        f"ENL: intensity, mode over {WINDOW} x {WINDOW} windows. Speckle correlation: intensity of neighbours one pixel "
+        "apart on homogeneous ground, mean of rows and columns."
+    )
+    shortest, longest = 1 / DISTANCE_RANGE[1], 1 / DISTANCE_RANGE[0]
+    notes.append(
+        f"Power spectra (of amplitude over the patch's mean): root mean square difference in dB, over structure of "
+        f"{shortest:.0f} to {longest:.0f} pixels, and over directions."
     )
     flat = int(_constant(generated).sum())
     if flat:

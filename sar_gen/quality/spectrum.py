@@ -102,9 +102,25 @@ def spectrum_distance(
     Returns:
         ``(...)`` dB; NaN where no ring is left.
     """
-    p, q = np.broadcast_arrays(np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64))
     low, high = frequencies
-    known = (p > 0) & (q > 0) & (low <= FREQUENCIES) & (high >= FREQUENCIES)
+    return decibel_distance(p, q, (low <= FREQUENCIES) & (high >= FREQUENCIES))
+
+
+def decibel_distance(p: ArrayLike, q: ArrayLike, bins: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """Return the root mean square difference of two rows of power in decibels (10 log10 of power).
+
+    Args:
+        p: ``(..., n)`` power; leading axes broadcast.
+        q: the same.
+        bins: ``(n,)`` which bins count; those that either side lacks (NaN, or no power) are left out in any case.
+
+    Returns:
+        ``(...)`` dB; NaN where no bin is left.
+    """
+    p, q = np.broadcast_arrays(np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64))
+    known = (p > 0) & (q > 0)
+    if bins is not None:
+        known &= bins
     ratio = np.divide(p, q, out=np.ones(p.shape), where=known)
     squares = np.square(10 * np.log10(ratio)).sum(axis=-1)
     count = known.sum(axis=-1)

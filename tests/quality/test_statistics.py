@@ -1,12 +1,16 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sar_gen.errors import InputError
-from sar_gen.quality import BINS, GLCM_NAMES, PatchStatistics, concat, patch_statistics
-from sar_gen.quality.texture import glcm_descriptors
+from sar_gen.quality import BINS, GLCM_NAMES, concat, patch_statistics
+from sar_gen.quality.speckle import equivalent_looks, speckle_correlation
+from sar_gen.quality.spectrum import patch_spectra
+from sar_gen.quality.texture import glcm_by_direction, glcm_descriptors
 
 
-def patches(n=3, shape=(40, 48), seed=0):
+def patches(n=3, shape=(64, 72), seed=0):
     rng = np.random.default_rng(seed)
     return [np.clip(rng.rayleigh(0.2, shape), 0, 1).astype(np.float32) for _ in range(n)]
 
@@ -16,9 +20,18 @@ def test_one_row_a_patch():
     statistics = patch_statistics(real, groups=["a", "b", "a"])
     assert len(statistics) == 3
     assert statistics.histograms.shape == (3, BINS)
-    assert statistics.histograms.sum(axis=1).tolist() == [40 * 48] * 3
-    np.testing.assert_array_equal(statistics.glcm[1], glcm_descriptors(real[1]))
+    assert statistics.histograms.sum(axis=1).tolist() == [64 * 72] * 3
+    np.testing.assert_allclose(statistics.glcm[1], glcm_descriptors(real[1]), rtol=1e-6)
     assert statistics.glcm.shape == (3, len(GLCM_NAMES))
+    np.testing.assert_allclose(statistics.directions[1], glcm_by_direction(real[1]), rtol=1e-6)
+    looks = equivalent_looks(real[1])
+    assert statistics.enl[1] == looks.looks
+    correlation = speckle_correlation(real[1], estimate=looks)
+    np.testing.assert_allclose(statistics.speckle[1, 0], correlation.along_rows[1:], rtol=1e-5)
+    np.testing.assert_allclose(statistics.speckle[1, 1], correlation.along_columns[1:], rtol=1e-5)
+    spectra = patch_spectra(real)
+    np.testing.assert_allclose(statistics.radial, spectra.radial, rtol=1e-6)
+    np.testing.assert_allclose(statistics.angular, spectra.angular, rtol=1e-6)
     assert statistics.groups == ("a", "b", "a")
     np.testing.assert_allclose(statistics.shares.sum(axis=1), 1)
 
@@ -32,8 +45,8 @@ def test_own_groups_join_copies_only():
 def test_subset_and_concat_are_inverse():
     statistics = patch_statistics(patches(4), groups="abcd")
     joined = concat([statistics.subset([0, 1]), statistics.subset([2, 3])])
-    np.testing.assert_array_equal(joined.histograms, statistics.histograms)
-    np.testing.assert_array_equal(joined.glcm, statistics.glcm)
+    for name, array in statistics.arrays.items():
+        np.testing.assert_array_equal(getattr(joined, name), array)
     assert joined.groups == statistics.groups
     assert len(concat([])) == len(patch_statistics([])) == 0
 
@@ -41,17 +54,17 @@ def test_subset_and_concat_are_inverse():
 @pytest.mark.parametrize(
     ("patch", "says"),
     [
-        (np.full((20, 20), np.nan), "400 of 400"),
-        (np.full((20, 20), 1.5), r"1.5 to 1.5.*\[0, 1\]"),
-        (np.full((20, 20), -0.5), "-0.5"),
-        (np.zeros((20, 20, 3)), "shape"),
-        (np.zeros((4, 400)), "16 pixels"),
-        (np.zeros((20, 20), dtype=np.uint8), "uint8"),
+        (np.full((32, 40), np.nan), "1280 of 1280"),
+        (np.full((32, 40), 1.5), r"1.5 to 1.5.*\[0, 1\]"),
+        (np.full((32, 40), -0.5), "-0.5"),
+        (np.zeros((32, 40, 3)), "shape"),
+        (np.zeros((31, 400)), "32 pixels"),
+        (np.zeros((32, 40), dtype=np.uint8), "uint8"),
     ],
 )
 def test_what_is_not_amplitude_is_refused_with_its_number(patch, says):
     with pytest.raises(InputError, match=f"Patch 2 .*{says}"):
-        patch_statistics([np.full((20, 20), 0.5), patch])
+        patch_statistics([np.full((32, 40), 0.5), patch])
 
 
 def test_constant_patch_is_measured_without_inventing_values():
@@ -62,5 +75,5 @@ def test_constant_patch_is_measured_without_inventing_values():
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="expected"):
-        PatchStatistics(np.zeros((2, BINS), dtype=np.uint32), np.zeros((2, 7)), np.zeros(2), ("a",))
+    with pytest.raises(ValueError, match="enl has the shape .*expected"):
+        dataclasses.replace(patch_statistics(patches(2)), enl=np.zeros(3))

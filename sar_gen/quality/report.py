@@ -477,8 +477,8 @@ def _notes(generated: PatchStatistics, reference: PatchStatistics, drawn: int, d
     )
     notes.append(
         f"GLCM: {LEVELS} levels over [0, 1], distance 1, mean of four directions, symmetric. "
-        f"ENL: intensity, mode over {WINDOW} x {WINDOW} windows. Speckle correlation: intensity of neighbours one pixel "
-        "apart on homogeneous ground, mean of rows and columns."
+        f"ENL: intensity, mode over {WINDOW} x {WINDOW} windows. Speckle correlation: intensity of neighbours one "
+        "pixel apart on homogeneous ground, mean of rows and columns."
     )
     shortest, longest = 1 / DISTANCE_RANGE[1], 1 / DISTANCE_RANGE[0]
     notes.append(

@@ -75,5 +75,5 @@ def test_constant_patch_is_measured_without_inventing_values():
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="enl has the shape .*expected"):
+    with pytest.raises(ValueError, match=r"enl has the shape .*expected"):
         dataclasses.replace(patch_statistics(patches(2)), enl=np.zeros(3))

@@ -309,7 +309,7 @@ def _local_looks(amplitude: NDArray[np.float64], size: int) -> tuple[NDArray[np.
     centre = intensity.mean()
     second = _window_sums((intensity - centre) ** 2, size) / pixels
     variance = (second - (mean - centre) ** 2) * pixels / (pixels - 1)
-    usable = _window_sums(_clipped(amplitude).astype(np.uint8), size) <= CLIPPED_SHARE * pixels + 0.5 / pixels
+    usable = _window_sums(_clipped(amplitude).astype(np.uint16), size) <= CLIPPED_SHARE * pixels + 0.5 / pixels
     # Below 1e-9 of the patch's own power a variance is rounding, not speckle.
     usable &= variance > 1e-9 * max(centre**2, 1e-30)
     return np.divide(mean**2, variance, out=np.full(mean.shape, np.nan), where=usable), usable

@@ -203,6 +203,17 @@ def floors(
     return {name: (_finite(np.median(row)), _finite(np.percentile(row, 95))) for name, row in found.items()}
 
 
+def patch_distances(generated: PatchStatistics, reference: PatchStatistics) -> dict[str, NDArray[np.float64]]:
+    """Return every measure of each single patch against all real patches, ``(n,)`` each; NaN where it is undefined."""
+    single = _Pooled(
+        generated.histograms.astype(np.float64),
+        descriptors_of(generated),
+        generated.radial.astype(np.float64),
+        _by_direction(generated),
+    )
+    return {name: np.asarray(row) for name, row in _distances(single, _pooled(reference)).items()}
+
+
 @dataclass(frozen=True)
 class _Pooled:
     """One set, or a row for each of several sets.
@@ -230,9 +241,13 @@ def _pooled(statistics: PatchStatistics, weights: NDArray[np.float64] | None = N
         weights @ statistics.histograms.astype(np.float64),
         _means(weights, descriptors_of(statistics)),
         _means(weights, statistics.radial),
-        # Each patch's power over its own mean: which way it lies, not how much there is.
-        _means(weights, statistics.angular / statistics.angular.mean(axis=1, dtype=np.float64, keepdims=True)),
+        _means(weights, _by_direction(statistics)),
     )
+
+
+def _by_direction(statistics: PatchStatistics) -> NDArray[np.float64]:
+    """Return each patch's angular power over its own mean: which way it lies, not how much there is."""
+    return statistics.angular / statistics.angular.mean(axis=1, dtype=np.float64, keepdims=True)
 
 
 def _means(weights: NDArray[np.float64], rows: NDArray[Any]) -> NDArray[np.float64]:

@@ -15,8 +15,7 @@ import json
 import re
 import shutil
 import tarfile
-import zipfile
-import zlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,16 +27,30 @@ from numpy.typing import NDArray
 
 from sar_gen.amplitude import S1_VV, AmplitudeEncoding, Scale, db_to_linear, normalise, pooled_scale
 from sar_gen.errors import InputError, SarGenError
-from sar_gen.files import describe_os_error, sha256_of, write_atomic
-from sar_gen.patches import SUFFIXES, Patch, PixelMeaning, read_folder, read_patch, read_values
-from sar_gen.quality.statistics import ARRAYS, PatchStatistics, patch_statistics
+from sar_gen.files import describe_os_error, write_atomic
+from sar_gen.patches import Patch, PixelMeaning, read_patch, read_values
+from sar_gen.quality.statistics import PatchStatistics, patch_statistics
+from sar_gen.reference_build import (
+    SHOWN,
+    FolderOptions,
+    Progress,
+    build,
+    folder_digest,
+    patch_files,
+    with_scale,
+)
+from sar_gen.reference_files import (
+    SUFFIX,
+    SharedSet,
+    pack_set,
+    pack_statistics,
+    unpack_set,
+    unpack_statistics,
+)
 from sar_gen.settings import Settings
 
 INDEX = "index.json"
-SHOWN = 64
-"""Patches of a user's set that are kept in memory to be shown; its statistics are of all."""
-CACHE_VERSION = 2
-"""Part of the cache's key; raised when the statistics of a patch change their meaning."""
+DEFAULT_OPTIONS = FolderOptions()
 
 BEN_PACKAGE = "bigearthnet_common"
 BEN_FILE = "BigEarthNet-S1-Example.tar.bz2"
@@ -171,9 +184,17 @@ def add_reference(
     polarisation: str | None = None,
     credit: str = "",
     licence: str = "",
+    sensor: str = "unknown sensor",
+    note: str = "",
     copy: bool = False,
+    options: FolderOptions = DEFAULT_OPTIONS,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
 ) -> ReferenceInfo:
     """Add a folder of the user's own patches as a set; they are read, and measured, at once.
+
+    The patches are streamed: only their statistics (about 5 kB a patch) and ``SHOWN`` pictures are kept. A call that
+    was cut off is gone on with by the same call.
 
     Args:
         folder: with the patches.
@@ -183,44 +204,47 @@ def add_reference(
         polarisation: ``VV``, ``VH``, ... where the user knows it (in place of ``meaning.polarisation``).
         credit: whose data.
         licence: on what terms.
+        sensor: in words.
+        note: what one should know when comparing.
         copy: keep a copy of the patches in ``settings.home``, for folders that will go (uploads).
+        options: subfolders, groups, scales, and whether files that cannot be used are left out.
+        progress: called with patches done and in all; counts anew in the second pass (the first takes the scale).
+        cancel: when set, the call stops soon; what was finished is kept.
 
     Raises:
         InputError: no usable name, a name that is taken, no patches, or patches whose pixels mean nothing known.
+        BuildStoppedError: ``cancel`` was set.
     """
-    short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if not short:
-        raise InputError(f"{name!r} is no usable name for a reference set; use letters and digits.")
-    if short in {info.name for info in list_references(settings)} | {"ben-vv", "ben-vh"}:
-        raise InputError(f"There is a reference set {short!r} already; choose another name or remove that one first.")
+    short = free_name(name, settings)
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the folder that holds the patches.")
     if meaning is not None and polarisation is not None:
         meaning = dataclasses.replace(meaning, polarisation=polarisation)
+    digest = folder_digest(folder, meaning, options)
+    measured = _measured_folder(folder, meaning, options, settings, progress, cancel)
     entry: dict[str, Any] = {
         "name": short,
         "title": name.strip(),
         "folder": str(folder),
         "meaning": None if meaning is None else dataclasses.asdict(meaning),
+        "options": dataclasses.asdict(options),
         "credit": credit,
         "licence": licence,
-    }
-    measured = _measured_folder(folder, meaning, settings)
-    entry |= {
+        "sensor": sensor,
+        "note": note,
         "count": len(measured.statistics),
         "polarisation": measured.polarisation,
         "encoding": measured.encoding,
-        "digest": _content_digest(folder, meaning),
+        "digest": digest,
     }
     if copy:
-        entry["folder"] = str(_copied(folder, _home(settings) / short))
-    _write_registry([*_registry(settings), entry], settings)
-    return _user_info(entry)
+        entry["folder"] = str(_copied(folder, _home(settings) / short, options.recursive))
+    return _recorded(entry, settings)
 
 
 def remove_reference(name: str, settings: Settings) -> None:
-    """Forget a user's set, and delete the copy of its patches if the studio made one; the user's folder stays.
+    """Forget a user's set, and delete what the studio keeps of its patches; the user's own folder stays.
 
     Raises:
         InputError: there is no such set of the user's.
@@ -230,6 +254,96 @@ def remove_reference(name: str, settings: Settings) -> None:
         raise InputError(f"There is no reference set {name!r} of your own to remove.")
     _write_registry([entry for entry in entries if entry["name"] != name], settings)
     shutil.rmtree(_home(settings) / name, ignore_errors=True)
+    shutil.rmtree(pulled_folder(name, settings), ignore_errors=True)
+    (_home(settings) / f"{name}{SUFFIX}").unlink(missing_ok=True)
+
+
+def free_name(name: str, settings: Settings) -> str:
+    """Return the short form (lower case, hyphens) that a new set of this name is asked for by.
+
+    Raises:
+        InputError: the name is not usable, or taken.
+    """
+    short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not short or short in ("cache", "partial", "pulled"):
+        raise InputError(f"{name!r} is no usable name for a reference set; use letters and digits.")
+    if short in {info.name for info in list_references(settings)} | {"ben-vv", "ben-vh"}:
+        raise InputError(f"There is a reference set {short!r} already; choose another name or remove that one first.")
+    return short
+
+
+def pulled_folder(short: str, settings: Settings) -> Path:
+    """Return the folder that holds the patches of a set that was pulled from open data."""
+    return _home(settings) / "pulled" / short
+
+
+def export_reference(name: str, path: Path, settings: Settings, *, with_patches: bool = False) -> str:
+    """Write a set as one ``.sarref`` file to share; the same set gives the same bytes.
+
+    Args:
+        name: any set that can be loaded.
+        path: of the file.
+        settings: where the sets are.
+        with_patches: put in the patches that are shown too (at most ``SHOWN``), not only the statistics of all.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        InputError: there is no such set, or it has no patches to put in.
+        SarGenError: the file cannot be written.
+    """
+    reference = load_reference(name, settings)
+    if with_patches and not reference.patches:
+        raise InputError(f"{name} has no patches to share, only statistics; export it without them.")
+    patches = reference.patches[:SHOWN] if with_patches else ()
+    facts = {
+        "name": reference.name,
+        "title": reference.title,
+        "encoding": reference.encoding,
+        "polarisation": reference.polarisation,
+        "sensor": reference.sensor,
+        "scale": None if reference.scale is None else reference.scale.to_json(),
+        "credit": reference.credit,
+        "licence": reference.licence,
+        "note": reference.note,
+        "patches": [
+            {"name": patch.name, "group": patch.group, "scale": None if patch.scale is None else patch.scale.to_json()}
+            for patch in patches
+        ],
+    }
+    data = pack_set(
+        SharedSet(facts, reference.statistics, reference.splits, tuple(patch.amplitude for patch in patches))
+    )
+    write_atomic(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def import_reference(path: Path, settings: Settings, *, name: str | None = None) -> ReferenceInfo:
+    """Add a set that somebody exported; it is copied into ``settings.home`` and behaves as any other.
+
+    Args:
+        path: a ``.sarref`` file.
+        settings: where the set is recorded.
+        name: in place of the name in the file.
+
+    Raises:
+        InputError: the file cannot be used, or the name is taken.
+    """
+    path = path.expanduser()
+    shared = unpack_set(path)
+    short = free_name(name or shared.facts["name"], settings)
+    target = _home(settings) / f"{short}{SUFFIX}"
+    write_atomic(target, path.read_bytes())
+    entry = {
+        "name": short,
+        "title": shared.facts["title"] if name is None else name.strip(),
+        "file": str(target),
+        "has_patches": bool(shared.amplitudes),
+        "count": len(shared.statistics),
+        **{key: shared.facts[key] for key in ("polarisation", "encoding", "credit", "licence")},
+    }
+    return _recorded(entry, settings)
 
 
 def from_patches(
@@ -318,35 +432,6 @@ def check_comparable(reference: ReferenceSet, encoding: AmplitudeEncoding, polar
             f"and texture whatever the checkpoint does; choose a {polarisation} set."
         )
     return warnings
-
-
-def pack_statistics(statistics: PatchStatistics, splits: Sequence[str] = (), **facts: Any) -> bytes:
-    """Return statistics as the bytes of a compressed ``.npz`` without pickle; ``facts`` are JSON data."""
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {
-        **statistics.arrays,
-        "groups": np.array(statistics.groups, dtype=np.str_),
-        "splits": np.array(list(splits), dtype=np.str_),
-        "facts": np.array(json.dumps(facts, sort_keys=True), dtype=np.str_),
-    }
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def unpack_statistics(data: bytes) -> tuple[PatchStatistics, tuple[str, ...], dict[str, Any]]:
-    """Return the statistics, splits and facts that ``pack_statistics`` wrote.
-
-    Raises:
-        SarGenError: the bytes are damaged or of another kind.
-    """
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            statistics = PatchStatistics(
-                **{name: file[name] for name in ARRAYS}, groups=tuple(str(group) for group in file["groups"])
-            )
-            return statistics, tuple(str(split) for split in file["splits"]), json.loads(str(file["facts"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise SarGenError(f"Reference statistics cannot be read ({error}); install the studio again.") from error
 
 
 @lru_cache(maxsize=4)
@@ -469,7 +554,9 @@ def _registry(settings: Settings) -> list[dict[str, Any]]:
     try:
         entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["sets"]
         for entry in entries:
-            _user_info(entry), Path(entry["folder"]), _meaning(entry["meaning"])
+            _user_info(entry), _options(entry)
+            if "file" not in entry:
+                Path(entry["folder"]), _meaning(entry["meaning"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as the list of your reference sets; repair or delete it.") from error
     return entries
@@ -479,11 +566,22 @@ def _write_registry(entries: list[dict[str, Any]], settings: Settings) -> None:
     write_atomic(_home(settings) / "sets.json", (json.dumps({"sets": entries}, indent=1) + "\n").encode())
 
 
+def _recorded(entry: dict[str, Any], settings: Settings) -> ReferenceInfo:
+    others = [other for other in _registry(settings) if other["name"] != entry["name"]]
+    _write_registry([*others, entry], settings)
+    return _user_info(entry)
+
+
 def _user_info(entry: dict[str, Any]) -> ReferenceInfo:
+    shown = bool(entry["has_patches"]) if "file" in entry else Path(entry["folder"]).is_dir()
     return ReferenceInfo(
-        entry["name"], entry["title"], entry["count"], entry["polarisation"], entry["encoding"],
-        Path(entry["folder"]).is_dir(), entry["credit"], "user",
+        entry["name"], entry["title"], entry["count"], entry["polarisation"], entry["encoding"], shown,
+        entry["credit"], "user",
     )  # fmt: skip
+
+
+def _options(entry: dict[str, Any]) -> FolderOptions:
+    return FolderOptions(**entry.get("options", {}))
 
 
 def _meaning(data: dict[str, Any] | None) -> PixelMeaning | None:
@@ -500,64 +598,136 @@ def _meaning(data: dict[str, Any] | None) -> PixelMeaning | None:
 
 
 def _user_set(entry: dict[str, Any], settings: Settings) -> ReferenceSet:
+    if "file" in entry:
+        path = Path(entry["file"])
+        if not path.is_file():
+            raise InputError(
+                f"{path} of the reference set {entry['name']} is gone; remove the set and import it again."
+            )
+        shared = _shared(path, path.stat().st_mtime_ns)
+        return dataclasses.replace(shared, name=entry["name"], title=entry["title"])
     folder = Path(entry["folder"])
+    note = entry.get("note", "")
     if folder.is_dir():
-        measured = _measured_folder(folder, _meaning(entry["meaning"]), settings)
+        measured = _measured_folder(folder, _meaning(entry["meaning"]), _options(entry), settings)
     else:
         cache = _cache_file(entry["digest"], settings)
         if not cache.is_file():
             raise InputError(
                 f"The folder {folder} of the reference set {entry['name']} is gone; bring it back, or remove the set."
             )
-        measured = _from_cache(cache, (), entry["name"])
-        measured = dataclasses.replace(measured, note=f"Its folder {folder} is gone; the statistics were kept.")
+        measured = _from_cache(cache, None, entry["name"], settings)
+        note = f"{note} Its folder {folder} is gone; the statistics were kept.".strip()
     return dataclasses.replace(
-        measured, name=entry["name"], title=entry["title"], credit=entry["credit"], licence=entry["licence"]
+        measured,
+        name=entry["name"],
+        title=entry["title"],
+        credit=entry["credit"],
+        licence=entry["licence"],
+        sensor=entry.get("sensor", measured.sensor),
+        note=f"{note} {measured.note}".strip(),
+    )
+
+
+@lru_cache(maxsize=8)
+def _shared(path: Path, stamp: int) -> ReferenceSet:
+    """Return an imported set; ``stamp`` makes a changed file a new one."""
+    shared = unpack_set(path)
+    facts = shared.facts
+
+    def scale_of(data: dict[str, Any] | None) -> Scale | None:
+        return None if data is None else Scale.from_json(data)
+
+    patches = tuple(
+        Patch(
+            amplitude,
+            described["name"],
+            facts["encoding"],
+            facts["polarisation"],
+            scale_of(described["scale"]),
+            described["group"],
+            facts["credit"],
+        )
+        for amplitude, described in zip(shared.amplitudes, facts["patches"], strict=True)
+    )
+    return ReferenceSet(
+        name=facts["name"],
+        title=facts["title"],
+        encoding=facts["encoding"],
+        polarisation=facts["polarisation"],
+        sensor=facts["sensor"],
+        statistics=shared.statistics,
+        patches=patches,
+        scale=scale_of(facts["scale"]),
+        credit=facts["credit"],
+        licence=facts["licence"],
+        note=facts["note"],
+        splits=shared.splits,
     )
 
 
 def _folder_set(path: Path, settings: Settings) -> ReferenceSet:
     """Return a folder, or file, that the studio wrote as a set."""
     if path.is_dir():
-        return _measured_folder(path.resolve(), None, settings)
+        return _measured_folder(path.resolve(), None, DEFAULT_OPTIONS, settings)
     return from_patches([read_patch(path, None, settings.max_pixels)], path.name)
 
 
-def _measured_folder(folder: Path, meaning: PixelMeaning | None, settings: Settings) -> ReferenceSet:
-    stamp = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files(folder))
-    return _measured(folder, meaning, stamp, settings)
+def _measured_folder(
+    folder: Path,
+    meaning: PixelMeaning | None,
+    options: FolderOptions,
+    settings: Settings,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
+) -> ReferenceSet:
+    """Measure a folder, or take its statistics from the cache."""
+    digest = folder_digest(folder, meaning, options)
+    cache = _cache_file(digest, settings)
+    if cache.is_file():
+        try:
+            return _cached(cache, folder, meaning, settings)
+        except (SarGenError, KeyError, OSError):
+            pass  # a damaged or older cache: measure again
+    # Named by the folder, not by its content: a build that was cut off is gone on with when files were added.
+    partial = (
+        _home(settings) / "partial" / hashlib.sha256(f"{folder} {meaning!r} {options!r}".encode()).hexdigest()[:32]
+    )
+    built = build(folder, meaning, options, partial, max_pixels=settings.max_pixels, progress=progress, cancel=cancel)
+    facts: dict[str, Any] = {
+        "encoding": built.encoding,
+        "polarisation": built.polarisation,
+        "scales": {key: scale.to_json() for key, scale in built.scales.items()},
+        "given": None if meaning is None or not isinstance(meaning.scale, Scale) else meaning.scale.to_json(),
+        "shown": list(built.shown),
+        "skipped": list(built.skipped[:1]),
+        "skipped_count": len(built.skipped),
+    }
+    write_atomic(cache, pack_statistics(built.statistics, **facts))
+    return _cached(cache, folder, meaning, settings)
 
 
 @lru_cache(maxsize=8)
-def _measured(
-    folder: Path, meaning: PixelMeaning | None, stamp: tuple[tuple[str, int, int], ...], settings: Settings
+def _cached(cache: Path, folder: Path, meaning: PixelMeaning | None, settings: Settings) -> ReferenceSet:
+    """Return the set whose statistics the cache holds, with its patches to show."""
+    return _from_cache(cache, folder, folder.name, settings, meaning)
+
+
+def _from_cache(
+    cache: Path, folder: Path | None, name: str, settings: Settings, meaning: PixelMeaning | None = None
 ) -> ReferenceSet:
-    """Measure a folder, or take its statistics from the cache; ``stamp`` makes a changed folder a new one."""
-    cache = _cache_file(_content_digest(folder, meaning), settings)
-    if cache.is_file():
-        try:
-            facts = unpack_statistics(cache.read_bytes())[2]
-            if meaning is not None and facts["scale"] is not None:
-                meaning = dataclasses.replace(meaning, scale=Scale.from_json(facts["scale"]))
-            shown = tuple(read_patch(folder / name, meaning, settings.max_pixels) for name in facts["shown"])
-            return _from_cache(cache, shown, folder.name)
-        except (SarGenError, KeyError, OSError):
-            pass  # a damaged or older cache: measure again
-    measured = from_patches(read_folder(folder, meaning, settings.max_pixels), folder.name)
-    measured = dataclasses.replace(measured, patches=measured.patches[:SHOWN])
-    facts = {
-        "encoding": measured.encoding,
-        "polarisation": measured.polarisation,
-        "scale": None if measured.scale is None else measured.scale.to_json(),
-        "shown": [patch.path.name for patch in measured.patches if patch.path is not None],
-    }
-    write_atomic(cache, pack_statistics(measured.statistics, **facts))
-    return measured
-
-
-def _from_cache(cache: Path, patches: tuple[Patch, ...], name: str) -> ReferenceSet:
     statistics, _, facts = unpack_statistics(cache.read_bytes())
-    scale = None if facts["scale"] is None else Scale.from_json(facts["scale"])
+    scales = {key: Scale.from_json(scale) for key, scale in facts["scales"].items()}
+    scale = scales.get("") or (Scale.from_json(facts["given"]) if facts["given"] else None)
+    patches: tuple[Patch, ...] = ()
+    if folder is not None:
+        patches = tuple(
+            read_patch(folder / shown, with_scale(meaning, scales, shown), settings.max_pixels)
+            for shown in facts["shown"]
+        )
+    note = ""
+    if facts["skipped_count"]:
+        note = f"{facts['skipped_count']} files were left out; the first: {facts['skipped'][0]}"
     return ReferenceSet(
         name=name,
         title=name,
@@ -567,35 +737,28 @@ def _from_cache(cache: Path, patches: tuple[Patch, ...], name: str) -> Reference
         statistics=statistics,
         patches=patches,
         scale=scale,
+        note=note,
     )
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return the files of a folder that decide what is read from it."""
-    names = (*SUFFIXES, ".json")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in names and p.is_file() and p.name[0] != ".")
-
-
-def _content_digest(folder: Path, meaning: PixelMeaning | None) -> str:
-    """Return a hash of the content of a folder's patches and of what their pixels mean."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {meaning!r}".encode())
-    for path in _files(folder):
-        digest.update(f"\n{path.name} {sha256_of(path)}".encode())
-    return digest.hexdigest()
 
 
 def _cache_file(digest: str, settings: Settings) -> Path:
     return _home(settings) / "cache" / f"{digest[:32]}.npz"
 
 
-def _copied(folder: Path, target: Path) -> Path:
-    """Copy the patches of a folder into ``target``, whole or not at all."""
+def _copied(folder: Path, target: Path, recursive: bool) -> Path:
+    """Copy the patches of a folder into ``target``, whole or not at all.
+
+    The times of change are copied too: they are part of the key under which the statistics are kept.
+    """
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir(parents=True)
-        for path in _files(folder):
-            shutil.copyfile(path, part / path.name)
+        for name in patch_files(folder, recursive):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(folder / name, part / name)
+        if (folder / "run.json").is_file():
+            shutil.copy2(folder / "run.json", part / "run.json")
+        shutil.rmtree(target, ignore_errors=True)  # left by a call that was cut off before it was recorded
         part.replace(target)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)

@@ -204,13 +204,13 @@ def test_user_folder_is_added_measured_and_loaded(db_folder, settings):
     assert check_comparable(reference, "linear", "VV") == []
 
 
-def test_user_statistics_are_cached_by_content(db_folder, settings, monkeypatch):
+def test_user_statistics_are_cached(db_folder, settings, monkeypatch):
     add_reference(db_folder, "own", PixelMeaning("db"), settings)
     first = load_reference("own", settings)
-    references._measured.cache_clear()
+    references._cached.cache_clear()
     calls = []
-    real = references.read_folder
-    monkeypatch.setattr(references, "read_folder", lambda *a: calls.append(a) or real(*a))
+    real = references.build
+    monkeypatch.setattr(references, "build", lambda *a, **k: calls.append(a) or real(*a, **k))
     again = load_reference("own", settings)
     assert not calls  # from the cache in the home folder
     assert (again.statistics.histograms == first.statistics.histograms).all()
@@ -223,7 +223,7 @@ def test_user_statistics_are_cached_by_content(db_folder, settings, monkeypatch)
     assert len(calls) == 1
     for path in (settings.home / "references" / "cache").iterdir():
         path.write_bytes(b"damaged")
-    references._measured.cache_clear()
+    references._cached.cache_clear()
     assert len(load_reference("own", settings).statistics) == 4
     assert len(calls) == 2
 
@@ -234,7 +234,7 @@ def test_uploads_are_copied_and_folders_may_go(db_folder, settings):
     for path in db_folder.iterdir():
         path.unlink()
     db_folder.rmdir()
-    references._measured.cache_clear()
+    references._cached.cache_clear()
     assert len(load_reference("kept", settings).patches) == 3
     linked = load_reference("linked", settings)
     assert linked.patches == ()
@@ -278,7 +278,7 @@ def test_eight_bit_decibels_of_known_range_are_converted(tmp_path, settings):
     grey = np.random.default_rng(0).integers(60, 200, (32, 32)).astype(np.uint8)
     Image.fromarray(grey).save(folder / "a.png")
     add_reference(folder, "grey-db", PixelMeaning("db", S1_VV, db_range=(-25, 0)), settings)
-    references._measured.cache_clear()
+    references._cached.cache_clear()
     patch = load_reference("grey-db", settings).patches[0]
     assert patch.amplitude == pytest.approx(np.clip(10 ** ((grey / 255 * 25 - 25) / 20) / S1_VV.peak, 0, 1), abs=1e-5)
 

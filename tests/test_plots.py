@@ -11,21 +11,33 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
-from sar_gen import plots
 from sar_gen.errors import InputError
 from sar_gen.plots import (
     AXES,
+    MAPS,
     density_curves,
+    direction_figure,
     figure_png,
     histogram_figure,
     law_label,
+    looks_view,
+    map_figure,
+    ratio_view,
+    speckle_figure,
     spectrum_figure,
     texture_figure,
+    texture_maps_view,
+    windows_view,
 )
-from sar_gen.quality import GLCM_NAMES, patch_statistics
+from sar_gen.plots.maps import OUTLINE, UNKNOWN
+from sar_gen.plots.style import DARK, LIGHT
+from sar_gen.plots.texture import _ROWS
+from sar_gen.quality import patch_statistics
 from sar_gen.quality.laws import LawFit, fit_laws, law_pdf
-from sar_gen.quality.report import compare
+from sar_gen.quality.report import DESCRIPTORS, compare
+from sar_gen.quality.speckle import LooksEstimate, equivalent_looks, looks_map, ratio_statistics, speckle_correlation
 from sar_gen.quality.spectrum import FREQUENCIES, patch_spectra, pooled, spectrum_distance
+from sar_gen.quality.texture import DIRECTIONS, DISTANCES, GLCM_NAMES, MAP_NAMES, glcm_by_direction, glcm_maps
 
 
 def rayleigh(count, mode=0.2, seed=0, size=64):
@@ -110,7 +122,7 @@ def test_texture_rows_name_every_descriptor_with_its_figures(generated, real):
     assert f"{contrast.generated:.1f}" in shown
     assert f"{contrast.reference:.1f}" in shown
     assert f"{100 * contrast.relative:+.0f} %" in shown
-    assert tuple(name.removeprefix("glcm_") for _, name in plots._ROWS[:-1]) == GLCM_NAMES
+    assert tuple(name for _, name in _ROWS) == DESCRIPTORS
 
 
 def test_texture_dots_stand_at_the_distance_in_real_deviations(generated, real):
@@ -121,12 +133,12 @@ def test_texture_dots_stand_at_the_distance_in_real_deviations(generated, real):
         offsets = collection.get_offsets()
         if len(offsets) == 1 and collection.get_sizes()[0] > 40:
             dots[int(offsets[0][1])] = (offsets[0][0], collection.get_facecolor()[0])
-    for row, (_, name) in enumerate(plots._ROWS):
+    for row, (_, name) in enumerate(_ROWS):
         measure = report.measures[name]
         z = (measure.generated - measure.reference) / measure.spread.std
         assert dots[row][0] == pytest.approx(np.clip(z, -4, 4))
     filled = [not np.allclose(colour[:3], 1) for _, colour in (dots[row] for row in sorted(dots))]
-    assert filled == [report.measures[name].within is False for _, name in plots._ROWS]
+    assert filled == [report.measures[name].within is False for _, name in _ROWS]
     assert any(filled)
     assert not all(filled)
 
@@ -152,7 +164,7 @@ def contrast_ratio(a, b):
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize(("colours", "page"), [(plots._LIGHT, "#ffffff"), (plots._DARK, "#1b2025")])
+@pytest.mark.parametrize(("colours", "page"), [(LIGHT, "#ffffff"), (DARK, "#1b2025")])
 def test_colours_can_be_read(colours, page):
     """WCAG 2: 4.5 for text, 3 for lines against the page and against the band that they cross."""
     for text in (colours.text, colours.muted, colours.generated, colours.real):
@@ -167,20 +179,29 @@ def fits():
 
 
 @pytest.fixture(scope="module")
-def spectra():
-    smooth = [np.clip((p[:, 1:] + p[:, :-1]) / 2, 0, 1) for p in rayleigh(3, mode=0.25, seed=1)]
-    return patch_spectra(smooth), patch_spectra(rayleigh(12, size=96))
+def smooth():
+    """Patches whose neighbours along rows are averaged."""
+    return [np.clip((p[:, 1:] + p[:, :-1]) / 2, 0, 1) for p in rayleigh(3, mode=0.25, seed=1)]
+
+
+@pytest.fixture(scope="module")
+def smoothed(smooth):
+    return patch_statistics(smooth)
+
+
+def label_of(fit):
+    return f"{law_label(fit)} · KS {fit.ks:.3f}"
 
 
 @pytest.mark.parametrize("axis", AXES)
-def test_best_two_laws_are_drawn_over_the_density(generated, real, fits, axis):
+def test_best_three_laws_are_drawn_over_the_density(generated, real, fits, axis):
     (axes,) = histogram_figure(generated, real, axis=axis, fits=fits[::-1]).axes
     lines = {line.get_label(): line for line in axes.lines}
-    drawn = [lines[law_label(fit)] for fit in fits[:2]]
-    assert len(axes.lines) == 2 + 3 + 2
+    drawn = [lines[label_of(fit)] for fit in fits[:3]]
+    assert len(axes.lines) == 2 + 3 + 3
     assert fits[0].name == "rayleigh"
     assert all(line.is_dashed() for line in drawn)
-    assert drawn[0]._unscaled_dash_pattern != drawn[1]._unscaled_dash_pattern
+    assert len({line._unscaled_dash_pattern for line in drawn}) == 3
     # The law is a density over what the axis shows, and lies on the density of the pixels it was fitted to.
     x, y = drawn[0].get_data()
     assert np.sum(y) * (x[1] - x[0]) == pytest.approx(1, abs=0.01)
@@ -196,7 +217,7 @@ def test_laws_leave_the_rest_of_the_figure_as_it_is(generated, real, fits):
     assert {text.get_text() for text in overlaid.axes[0].get_legend().get_texts()} == sides
     heights = [f.axes[0].get_position().height * f.get_figheight() for f in (plain, overlaid)]
     assert heights[0] == pytest.approx(heights[1])
-    assert "Rayleigh" in texts(overlaid)
+    assert label_of(fits[0]) in texts(overlaid)
 
 
 def test_zeros_take_their_share_from_the_law(generated):
@@ -204,7 +225,7 @@ def test_zeros_take_their_share_from_the_law(generated):
     patches[:2] = 0
     (fit,) = fit_laws(patches, ["rayleigh"])
     (axes,) = histogram_figure(generated, None, fits=[fit]).axes
-    (line,) = [line for line in axes.lines if line.get_label() == "Rayleigh"]
+    (line,) = [line for line in axes.lines if line.get_label() == label_of(fit)]
     x, y = line.get_data()
     assert np.sum(y) * (x[1] - x[0]) == pytest.approx(0.5, abs=0.01)
 
@@ -224,49 +245,174 @@ def test_laws_are_named_with_looks_and_texture(name, looks, texture, label):
     assert law_label(LawFit(name, {}, 0, 0, 0, looks, texture, 0, 0, 0, 0)) == label
 
 
-def test_spectrum_draws_decibels_of_the_pooled_power(spectra):
-    made, real = spectra
-    figure = spectrum_figure(made, real, labels=("made", "Sentinel-1"))
+def test_spectrum_draws_decibels_of_the_pooled_power(smooth, smoothed, real):
+    figure = spectrum_figure(smoothed, real, labels=("made", "Sentinel-1"))
     radial, angular = figure.axes
     lines = {line.get_label(): line for line in radial.lines}
-    for label, side in (("made (3 patches)", made), ("Sentinel-1 (12 patches)", real)):
+    for label, side in (
+        ("made (3 patches)", patch_spectra(smooth)),
+        ("Sentinel-1 (12 patches)", patch_spectra(rayleigh(12, size=96))),
+    ):
         x, y = lines[label].get_data()
         expected = 10 * np.log10(pooled(side.radial)[np.isin(FREQUENCIES, x)])
-        np.testing.assert_allclose(y, expected)
+        np.testing.assert_allclose(y, expected, atol=1e-4)
     band = radial.collections[0].get_paths()[0].get_extents()
     assert band.y1 >= lines["Sentinel-1 (12 patches)"].get_ydata().max()
     # Averaged along rows, the made patches lack variation along a row: low at 0° and 180°, high at 90°.
     turned = {line.get_label(): line.get_ydata() for line in angular.lines}["made (3 patches)"]
     assert turned[0] == turned[-1] < -1
     assert turned[18] > 1
-    distance = spectrum_distance(pooled(made.radial), pooled(real.radial))
+    distance = spectrum_distance(pooled(smoothed.radial), pooled(real.radial))
     assert f"apart by {distance:.1f} dB" in texts(figure)
+    measures = compare(smoothed, real, reference_name="x").measures
+    for name in ("spectrum", "spectrum_direction"):
+        assert f"apart by {measures[name].value:.1f} dB" in texts(figure)
 
 
-def test_spectrum_of_odd_sets_can_be_drawn(spectra):
-    made, real = spectra
-    alone = spectrum_figure(made, None)
+def test_spectrum_of_odd_sets_can_be_drawn(smoothed, real):
+    alone = spectrum_figure(smoothed, None)
     assert not any(said.startswith("apart") for said in texts(alone))
     assert len(alone.axes[0].lines) == 1
-    small = patch_spectra([rayleigh(1, size=16)[0], np.full((16, 16), 0.3)])
+    small = patch_statistics([rayleigh(1, size=32)[0], np.full((32, 32), 0.3)])
+    constant = patch_statistics([np.full((32, 32), 0.3)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for figure in (spectrum_figure(small, real), spectrum_figure(made, small), spectrum_figure(made, made)):
+        for figure in (
+            spectrum_figure(small, real),
+            spectrum_figure(smoothed, small),
+            spectrum_figure(smoothed, smoothed),
+            speckle_figure(smoothed, small),
+            speckle_figure(smoothed.subset([0]), None),
+            direction_figure(small, real),
+            direction_figure(constant, constant),
+            direction_figure(smoothed, None),
+        ):
             figure_png(figure, 50)
-    constant = patch_spectra([np.full((32, 32), 0.3)])
-    assert len(spectrum_figure(made, constant).axes[0].lines) == 1
-    for nothing in (constant, patch_spectra([])):
+    assert len(spectrum_figure(smoothed, constant).axes[0].lines) == 1
+    for nothing in (constant, patch_statistics([])):
         with pytest.raises(InputError, match="no generated patch with a spectrum"):
             spectrum_figure(nothing, real)
+        with pytest.raises(InputError, match="no homogeneous ground"):
+            speckle_figure(nothing, real)
+    with pytest.raises(InputError, match="no generated patch"):
+        direction_figure(patch_statistics([]), real)
+
+
+def test_speckle_draws_the_correlation_along_rows_and_columns(smooth, smoothed, real):
+    figure = speckle_figure(smoothed, real)
+    expected = [speckle_correlation(patch) for patch in smooth]
+    for axes, name in zip(figure.axes, ("along_rows", "along_columns"), strict=True):
+        assert axes.get_title(loc="left") == name.replace("_", " ")
+        lines = {line.get_label(): line for line in axes.lines}
+        x, y = lines["generated (3 patches)"].get_data()
+        np.testing.assert_array_equal(x, [1, 2, 3, 4])
+        of_patches = np.stack([getattr(correlation, name)[1:] for correlation in expected])
+        np.testing.assert_allclose(y, of_patches.mean(axis=0), atol=1e-5)
+        band = axes.collections[0].get_paths()[0].get_extents()
+        true = lines["real (12 patches)"].get_ydata()
+        assert band.y0 <= true.min()
+        assert band.y1 >= true.max()
+        assert axes.get_ylim()[0] <= min(y.min(), band.y0)
+    along, across = (axes.lines[-2].get_ydata()[0] for axes in figure.axes)
+    assert along > 0.3 > across  # neighbours that were averaged depend on each other
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+
+
+def test_directions_draw_each_descriptor_over_the_distance_on_the_ground(smooth, smoothed, real):
+    figure = direction_figure(smoothed, real)
+    assert len(figure.axes) == 8
+    every = np.stack([glcm_by_direction(patch) for patch in smooth]).mean(axis=0)  # (distance, direction, descriptor)
+    rows = {"contrast": [0, *range(1, 4)], "correlation": range(4, 8)}
+    for descriptor, places in rows.items():
+        for direction, place in enumerate(places):
+            lines = {line.get_label(): line for line in figure.axes[place].lines}
+            x, y = lines["generated (3 patches)"].get_data()
+            diagonal = "diagonal" in DIRECTIONS[direction]
+            # A diagonal neighbour at distance 2 is rounded to the one at distance 1, and drawn once.
+            np.testing.assert_allclose(x, np.sqrt(2) * np.array([1, 3, 6]) if diagonal else DISTANCES)
+            values = every[:, direction, GLCM_NAMES.index(descriptor)]
+            np.testing.assert_allclose(y, values[[0, 2, 3]] if diagonal else values, rtol=1e-5)
+            assert "5–95 % of real patches" in figure.axes[place].get_legend_handles_labels()[1]
+    assert {axes.get_ylim() for axes in figure.axes[1:4]} == {figure.axes[0].get_ylim()}
+
+
+def test_windows_are_outlined_where_the_looks_come_from():
+    amplitude = rayleigh(1, size=128)[0].astype(np.float32)
+    estimate = LooksEstimate(1.0, np.array([[0, 0], [7, 0], [50, 60]]), 7)
+    shown = windows_view(amplitude, estimate)
+    assert (shown.shape, shown.dtype) == ((128, 128, 3), np.uint8)
+    drawn = (shown == OUTLINE).all(axis=2)
+    expected = np.zeros((128, 128), dtype=bool)
+    expected[0:14, 0:7] = True  # two windows that touch, with one outline
+    expected[1:13, 1:6] = False
+    expected[50:57, 60:67] = True
+    expected[51:56, 61:66] = False
+    np.testing.assert_array_equal(drawn, expected)
+    grey = shown[~drawn]
+    np.testing.assert_array_equal(grey, np.rint(amplitude[~drawn] * 255).astype(np.uint8)[:, None].repeat(3, 1))
+    twice = windows_view(amplitude, estimate, enlarge=2)
+    assert twice.shape == (256, 256, 3)
+    assert (twice == OUTLINE).all(axis=2).sum() == 2 * (28 + 14) - 4 + 4 * 14 - 4
+    found = equivalent_looks(amplitude)
+    assert len(found.windows)
+    covered = (windows_view(amplitude, found) == OUTLINE).all(axis=2)
+    assert covered.any()
+    nothing = windows_view(np.full((64, 64), 0.5), equivalent_looks(np.full((64, 64), 0.5)))
+    assert (nothing == 128).all()
+
+
+def test_maps_have_one_scale_for_every_patch():
+    """A pixel's colour follows from its value alone, brighter for larger values."""
+    seen = {}
+    for mode in (0.15, 0.3):
+        amplitude = rayleigh(1, mode=mode, size=96)[0]
+        values = {"looks": (looks_map(amplitude), looks_view(amplitude))}
+        for name, of_name in zip(MAP_NAMES, glcm_maps(amplitude), strict=True):
+            values[name] = (of_name, texture_maps_view(amplitude, name))
+        ratio = ratio_statistics(amplitude).ratio
+        values["ratio"] = (ratio, ratio_view(ratio))
+        for name, (numbers, shown) in values.items():
+            assert (shown.shape, shown.dtype) == ((96, 96, 3), np.uint8)
+            assert (shown[~np.isfinite(numbers)] == UNKNOWN).all()
+            assert not (shown[np.isfinite(numbers)] == UNKNOWN).all(axis=1).any()
+            pairs = zip(numbers[np.isfinite(numbers)].tolist(), map(tuple, shown[np.isfinite(numbers)]), strict=True)
+            seen.setdefault(name, []).extend(pairs)
+    assert set(seen) == set(MAPS)
+    for name, pairs in seen.items():
+        pairs.sort(key=lambda pair: pair[0])
+        light = [np.dot(colour, (0.2126, 0.7152, 0.0722)) for _, colour in pairs]
+        assert np.diff(light).min() > -1.5, name
+        assert light[-1] - light[0] > 20, name
+    with pytest.raises(InputError, match="contrast, dissimilarity, homogeneity, correlation"):
+        texture_maps_view(np.zeros((32, 32)), "entropy")
+    with pytest.raises(InputError, match="no map"):
+        map_figure("entropy")
+
+
+def test_the_scale_names_its_ends():
+    shown = texts(map_figure("looks"))
+    assert {"≤ 0.5", "≥ 32", "local looks (ENL, windows of 7 × 7)"} <= set(shown)
+    scale = MAPS["looks"]
+    np.testing.assert_allclose(scale.shares(np.array([0.1, 0.5, 4, 32, 99])), [0, 0, 0.5, 1, 1])
+
+
+DRAWN = {
+    "texture": texture_figure,
+    "spectrum": spectrum_figure,
+    "speckle": speckle_figure,
+    "direction": direction_figure,
+}
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("kind", [*AXES, "laws", "texture", "spectrum", "spectrum alone"])
-def test_all_text_lies_inside_the_picture_and_apart(generated, real, fits, spectra, kind, dark):
-    if kind == "texture":
-        figure = texture_figure(generated, real, dark=dark)
-    elif kind.startswith("spectrum"):
-        figure = spectrum_figure(spectra[0], None if kind.endswith("alone") else spectra[1], dark=dark)
+@pytest.mark.parametrize("kind", [*AXES, "laws", *DRAWN, "spectrum alone", *(f"map {name}" for name in MAPS)])
+def test_all_text_lies_inside_the_picture_and_apart(generated, real, smoothed, fits, kind, dark):
+    if kind in DRAWN:
+        figure = DRAWN[kind](smoothed, real, dark=dark)
+    elif kind == "spectrum alone":
+        figure = spectrum_figure(smoothed, None, dark=dark)
+    elif kind.startswith("map"):
+        figure = map_figure(kind.split()[1], dark=dark)
     elif kind == "laws":
         widest = [fit for fit in fits if fit.name in ("k", "g0")]
         figure = histogram_figure(generated, real, fits=widest, dark=dark)

@@ -37,7 +37,7 @@ _NO_TEXTURE = 100.0  # a shape beyond it is called no texture: the speckle expla
 _FIT_STYLES = ((0, (4, 1.6)), (0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)))
 _HEIGHT = 2.75
 _KEY_LINE = 0.18  # inches
-_LONG_NAME = 36  # letters; two longer names do not fit beside each other
+_LONGEST_KEY = 72  # letters of two laws beside each other
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def histogram_figure(
     fits = sorted(fits, key=lambda fit: fit.bic)[: len(_FIT_STYLES)]
     laws_named = [f"{law_label(fit)} · KS {fit.ks:.3f}" for fit in fits]
     # Laws take lines of the key of their own; the axes keep their height.
-    columns = 1 if any(len(name) > _LONG_NAME for name in laws_named) else 2
+    half = -(-len(fits) // 2)  # a key is filled column by column
+    widths = [max(map(len, part), default=0) for part in (laws_named[:half], laws_named[half:])]
+    columns = 2 if sum(widths) <= _LONGEST_KEY else 1
     extra = _KEY_LINE * -(-len(fits) // columns)
     height = _HEIGHT + extra
     figure, axes = new_figure(height, (0.09, 0.165 * _HEIGHT / height, 0.975, 0.86 * _HEIGHT / height), colours)

@@ -126,13 +126,13 @@ def test_what_cannot_be_compared_is_refused(reference):
 
 
 def test_an_exception_of_the_listener_ends_the_work(reference):
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def say(_):
-        raise Stop
+        raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         compare_patches([Patch(speckle(1)[0], "a")], reference, settings=Settings(), say=say)
 
 

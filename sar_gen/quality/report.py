@@ -10,6 +10,7 @@ single real patches do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -273,6 +274,7 @@ def _distances(made: _Pooled, real: _Pooled) -> dict[str, NDArray[Any]]:
     return distances
 
 
+@lru_cache(maxsize=32)
 def _floors(
     reference: PatchStatistics, count: int, draws: int, seed: int
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
@@ -280,7 +282,8 @@ def _floors(
 
     At most half of the groups are drawn from, so that there is other ground to compare with; where ``count`` patches
     need more ground than that, several come from one group, and where there are not enough patches, fewer are drawn.
-    Draws in which a descriptor is undefined are left out. Nothing is returned for a set of one group.
+    Draws in which a descriptor is undefined are left out. Nothing is returned for a set of one group. The answer for a
+    set and a count is kept: a report, its table of patches and the next report of as many patches ask for it again.
     """
     names, groups = np.unique(np.array(reference.groups), return_inverse=True)
     if len(names) < 2:

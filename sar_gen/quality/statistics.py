@@ -33,9 +33,9 @@ ARRAYS = tuple(_ROWS)
 """Names of the arrays of ``PatchStatistics``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatchStatistics:
-    """One row a patch; about 5 kB each.
+    """One row a patch; about 5 kB each. Two sets are equal when they are the same object.
 
     Attributes:
         histograms: ``(n, BINS)`` uint32 counts of amplitude over equal bins of [0, 1].

@@ -172,7 +172,7 @@ def compare(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="What to measure: generate.")] = "generate",
+    name: Annotated[str, typer.Argument(help="What to measure: generate or quality.")] = "generate",
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -181,17 +181,18 @@ def bench(
 
     if name not in BENCHES:
         raise InputError(f"There is no bench {name!r}; choose one of {', '.join(BENCHES)}.")
-    result = BENCHES[name](_settings(device=device))
+    results = BENCHES[name](_settings(device=device))
     if as_json:
-        print_json(result.to_json())
+        print_json([result.to_json() for result in results])
         return
-    print(f"{result.title}; {result.rounds} rounds")
-    rows = [("way", "median s", "from", "to", "ratio")]
-    rows += [
-        (t.name, f"{t.median:.2f}", f"{t.low:.2f}", f"{t.high:.2f}", f"{result.ratio[t.name]:.3f}")
-        for t in result.timings
-    ]
-    table(rows)
+    for result in results:
+        print(f"{result.title}; {result.rounds} rounds")
+        rows = [("way", "median s", "from", "to", "ratio")]
+        rows += [
+            (t.name, f"{t.median:.3f}", f"{t.low:.3f}", f"{t.high:.3f}", f"{result.ratio[t.name]:.3f}")
+            for t in result.timings
+        ]
+        table(rows)
 
 
 @checkpoints_app.callback()

@@ -1,63 +1,20 @@
-"""Measured claims: our way and the plain way in one process, alternating, so that a busy machine hits both."""
+"""What the studio costs over a bare diffusers call."""
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sar_gen import checkpoints
+from sar_gen.bench.timing import Bench, alternate
 from sar_gen.errors import SarGenError
 from sar_gen.request import Failed, GenerationRequest
 from sar_gen.settings import Settings
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one way over the rounds."""
-
-    name: str
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Ways that do the same work; ``ratio`` is the median of a round's ratio to the first way, by name."""
-
-    title: str
-    rounds: int
-    timings: tuple[Timing, ...]
-    ratio: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the comparison as JSON data."""
-        return asdict(self)
-
-
-def alternate(title: str, ways: dict[str, Callable[[], object]], rounds: int) -> Comparison:
-    """Time each way once a round, after one untimed round; the first way is the plain one."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            if i:
-                seconds[name].append(time.perf_counter() - started)
-    plain = next(iter(ways))
-    timings = tuple(Timing(name, statistics.median(s), min(s), max(s)) for name, s in seconds.items())
-    ratio = {
-        name: statistics.median(a / b for a, b in zip(s, seconds[plain], strict=True)) for name, s in seconds.items()
-    }
-    return Comparison(title, rounds, timings, ratio)
-
-
-def bench_generate(settings: Settings, count: int = 2, rounds: int = 5) -> Comparison:
+def bench_generate(settings: Settings, count: int = 2, rounds: int = 5) -> tuple[Bench, ...]:
     """Time one run of the embedded checkpoint against a bare diffusers call with the same settings.
 
     Ours checks the request, makes the patches, decodes them to float amplitude and writes PNG, NPY and JSON to disk
@@ -105,7 +62,4 @@ def bench_generate(settings: Settings, count: int = 2, rounds: int = 5) -> Compa
             "studio, saved, with previews": lambda: ours(True),
         }
         title = f"{count} patches of {spec.id}, {spec.steps} steps, guidance {spec.guidance}, {device}"
-        return alternate(title, ways, rounds)
-
-
-BENCHES: dict[str, Callable[[Settings], Comparison]] = {"generate": bench_generate}
+        return (alternate(title, ways, rounds),)

@@ -1,0 +1,12 @@
+"""Measured claims: ``python -m sar_gen bench NAME``."""
+
+from collections.abc import Callable
+
+from sar_gen.bench.generate import bench_generate
+from sar_gen.bench.quality import bench_quality
+from sar_gen.bench.timing import Bench, Timing, alternate
+from sar_gen.settings import Settings
+
+BENCHES: dict[str, Callable[[Settings], tuple[Bench, ...]]] = {"generate": bench_generate, "quality": bench_quality}
+
+__all__ = ["BENCHES", "Bench", "Timing", "alternate", "bench_generate", "bench_quality"]

@@ -27,11 +27,10 @@
   const visible = (element) => element && element.offsetParent !== null;
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-      const button = document.querySelector("#generate");
-      if (visible(button)) { event.preventDefault(); event.stopPropagation(); button.click(); }
+      const button = [...document.querySelectorAll("#generate, #compare-go")].find(visible);
+      if (button) { event.preventDefault(); event.stopPropagation(); button.click(); }
     } else if (event.key === "Escape") {
-      const button = document.querySelector("#stop");
-      if (visible(button)) button.click();
+      [...document.querySelectorAll("#stop, #compare-stop")].find(visible)?.click();
     }
   }, true);
 

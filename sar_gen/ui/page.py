@@ -20,6 +20,7 @@ from sar_gen.settings import Settings
 from sar_gen.studio import Studio
 from sar_gen.ui import judging, views
 from sar_gen.ui.about import build_about
+from sar_gen.ui.compare import build_compare
 from sar_gen.ui.generate import QUIET, Generate, build_generate, draw_first
 from sar_gen.ui.inputs import FORM
 from sar_gen.ui.library import build_library
@@ -42,6 +43,8 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs", selected="generate") as tabs:
             with gr.Tab("Generate", id="generate"):
                 tab = build_generate(studio)
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                build_compare(studio, tab, compare_tab)
             with gr.Tab("Library", id="library") as library_tab:
                 build_library(studio, tab, tabs, library_tab)
             with gr.Tab("About", id="about"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
+from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -61,6 +63,50 @@ class Progress:
         """Print a line that stays."""
         self.show("")
         print(text, file=sys.stderr)
+
+
+class Rate:
+    """Progress of a long count on one changing line: phase, done, rate of the last seconds, time left.
+
+    Args:
+        phases: what is done, in order; a count that starts anew is the next phase.
+        unit: what is counted.
+    """
+
+    WINDOW = 10.0  # seconds over which the rate is taken, so that results that were kept do not count as speed
+
+    def __init__(self, phases: Sequence[str], unit: str) -> None:
+        self.progress = Progress()
+        self.phases = list(phases)
+        self.unit = unit
+        self.seen: deque[tuple[float, int]] = deque()
+        self.shown = 0.0
+
+    def show(self, done: int, total: int) -> None:
+        """Show the count; at most ten times a second."""
+        now = time.monotonic()
+        if self.seen and done < self.seen[-1][1]:
+            self.seen.clear()
+            self.phases = self.phases[1:] or self.phases
+        self.seen.append((now, done))
+        while self.seen[0][0] < now - self.WINDOW:
+            self.seen.popleft()
+        if now - self.shown > 0.1 or done == total:
+            self.shown = now
+            self.progress.show(self.text(total))
+
+    def text(self, total: int) -> str:
+        """Return the line."""
+        (start, before), (now, done) = self.seen[0], self.seen[-1]
+        line = f"{self.phases[0]}: {done:,} of {total:,} {self.unit}"
+        if now - start < 0.5 or done == before:
+            return line
+        rate = (done - before) / (now - start)
+        return f"{line}, {rate:.3g} a second, {(total - done) / rate:.0f} s left"
+
+    def end(self) -> None:
+        """Clear the line."""
+        self.progress.show("")
 
 
 def pixel_meaning(

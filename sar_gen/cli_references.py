@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from sar_gen.cli_common import (
     Encoding,
     Json,
     RangeOption,
+    Rate,
     ScaleOption,
     finite,
     pixel_meaning,
@@ -20,6 +22,8 @@ from sar_gen.cli_common import (
     print_json,
     table,
 )
+from sar_gen.patches import PixelMeaning
+from sar_gen.reference_build import FolderOptions
 from sar_gen.settings import Settings
 
 references_app = typer.Typer(help="The sets of real SAR.", invoke_without_command=True)
@@ -93,24 +97,95 @@ def references_show(name: str, as_json: Json = False) -> None:
 
 @references_app.command("add")
 def references_add(
-    folder: Path,
+    folder: Annotated[Path, typer.Argument(help="Folder with the patches.")],
     name: Annotated[str, typer.Option(help="Name of the set.")],
     encoding: Encoding = None,
     scale: ScaleOption = None,
     db_range: RangeOption = None,
     polarisation: Annotated[str | None, typer.Option(help="VV, VH, HH or HV, where it is known.")] = None,
     credit: Annotated[str, typer.Option(help="Whose data; shown with every report.")] = "",
+    licence: Annotated[str, typer.Option(help="On what terms.")] = "",
+    recursive: Annotated[bool, typer.Option("--recursive", help="Read subfolders too.")] = False,
+    group_by_folder: Annotated[
+        bool, typer.Option("--group-by-folder", help="Patches in folders of one name share ground.")
+    ] = False,
+    scale_by_folder: Annotated[
+        bool,
+        typer.Option("--scale-by-folder", help="One mean and std a first-level subfolder, not one for the set."),
+    ] = False,
+    skip_unusable: Annotated[
+        bool, typer.Option("--skip-unusable", help="Leave out files that cannot be used, and say how many.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Add a folder of real patches as a set."""
-    meaning = pixel_meaning(encoding, scale, db_range)
-    info = reference_module.add_reference(
-        folder, name, meaning, Settings.from_env(), polarisation=polarisation, credit=credit
+    """Add a folder of real patches as a set; a call that was cut off is gone on with by the same call."""
+    options = FolderOptions(
+        recursive,
+        "folder" if group_by_folder else "patch",
+        "folder" if scale_by_folder else "set",
+        skip_unusable,
     )
-    print(f"Added {info.name}: {info.count} patches.")
+    settings = Settings.from_env()
+    meaning = pixel_meaning(encoding, scale, db_range)
+    rate = Rate(("Taking the scale", "Measuring") if _pools(meaning) else ("Measuring",), "patches")
+    info = reference_module.add_reference(
+        folder,
+        name,
+        meaning,
+        settings,
+        polarisation=polarisation,
+        credit=credit,
+        licence=licence,
+        options=options,
+        progress=rate.show,
+    )
+    rate.end()
+    _print_added(info, settings, as_json)
+
+
+@references_app.command("export")
+def references_export(
+    name: str,
+    file: Annotated[Path, typer.Argument(help="The file to write, for example my-forest.sarref.")],
+    with_patches: Annotated[
+        bool, typer.Option("--with-patches", help="Put in the patches that are shown, not only statistics.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a set as one file to share."""
+    digest = reference_module.export_reference(name, file, Settings.from_env(), with_patches=with_patches)
+    facts = {"name": name, "file": str(file), "bytes": file.stat().st_size, "sha256": digest}
+    print_json(facts) if as_json else print(f"{file} ({facts['bytes']:,} bytes), SHA-256 {digest}")
+
+
+@references_app.command("import")
+def references_import(
+    file: Annotated[Path, typer.Argument(help="A .sarref file that somebody exported.")],
+    name: Annotated[str | None, typer.Option(help="Name of the set, in place of its own.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Add a set from a file that somebody shared."""
+    settings = Settings.from_env()
+    _print_added(reference_module.import_reference(file, settings, name=name), settings, as_json)
 
 
 @references_app.command("remove")
 def references_remove(name: str) -> None:
-    """Forget a set that you added; its folder stays."""
+    """Forget a set that you added, imported or pulled; a folder of your own stays."""
     reference_module.remove_reference(name, Settings.from_env())
     print(f"Removed {name}.")
+
+
+def _print_added(info: reference_module.ReferenceInfo, settings: Settings, as_json: bool) -> None:
+    if as_json:
+        print_json(dataclasses.asdict(info))
+        return
+    print(f"Added {info.name}: {info.count} patches.")
+    note = reference_module.load_reference(info.name, settings).note
+    if note:
+        print(note, file=sys.stderr)
+
+
+def _pools(meaning: PixelMeaning | None) -> bool:
+    """Return whether a scale is taken from the patches, in a pass of its own."""
+    return meaning is not None and meaning.encoding != "studio" and meaning.scale == "pool"

@@ -1,7 +1,16 @@
-"""Reading SAR patches (PNG, TIFF and GeoTIFF, JPEG, NPY) as the studio's amplitude, and writing them.
+"""Reading SAR patches as the studio's amplitude, and writing them.
 
-A file says what its values are, seldom what they mean: ``PixelMeaning`` says that, or the settings that the studio
-wrote into its own files. Sizes are checked in the header, before anything is decoded.
+``sar_gen.rasters`` says which files are read and how. A file says what its values are, seldom what they mean:
+``PixelMeaning`` says that, or the file itself (settings that the studio wrote; complex signal, whose modulus is linear
+amplitude, as in SICD). Nothing is guessed. The conventions:
+
+- A scale belongs to a set or an acquisition, never to one patch. Pooled (``"pool"``), it is taken from all pixels with
+  data of a folder, or of the large raster that a window or a tile is cut from.
+- A patch has no pixel without data, NaN or infinite: such a file or window is refused, such a tile is left out.
+- Patches of a folder may differ in size: each pixel counts once in a pooled scale. They may not differ in unit: files
+  of 8 bits, of 16 bits and of floats have no common scale, save where the meaning gives them one (``studio``, ``db``).
+- A constant patch is read: ``quality.report.compare`` says in words that there is nothing to judge. A constant tile is
+  left out, for that is how many products fill ground without data.
 """
 
 from __future__ import annotations
@@ -9,28 +18,35 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from sar_gen.amplitude import AmplitudeEncoding, Scale, db_to_linear, normalise, pooled_scale
 from sar_gen.errors import InputError
+from sar_gen.rasters import SUFFIXES, Georeference, Raster, Window, open_raster
+from sar_gen.rasters.pictures import STUDIO_KEY
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS", "GROUP_TILES", "STUDIO_KEY", "SUFFIXES", "FileEncoding", "Georeference", "Patch",
+    "PixelMeaning", "Window", "npy_bytes", "read_folder", "read_patch", "read_tiles", "read_values", "tiff_bytes",
+]  # fmt: skip
 
 DEFAULT_MAX_PIXELS = 100_000_000
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npy")
-STUDIO_KEY = "sar_gen"
-"""Under this key the studio's settings lie in PNG text and in the JSON of a TIFF's description."""
+MIN_TILE = 32
+"""Smallest side of a tile, in pixels: smaller patches are not measured."""
+GROUP_TILES = 4
+"""Blocks of this many by this many neighbouring tiles of a raster share a group."""
 
 FileEncoding = Literal["studio", "amplitude", "intensity", "db"]
-_GDAL_NODATA = 42113
-_COMPLEX_INTEGER = 5  # TIFF sample format of Sentinel-1 SLC: 16-bit real and imaginary parts
-_NO_COMPRESSION = 1
+_BLOCK_PIXELS = 2**22  # of a large raster that are held at once
+_POOL_TIMES = 4  # a raster gives its windows a scale only if it has at least this many times their pixels
+_MAX_DB = 120.0  # 16-bit digital numbers reach 96 dB
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,9 @@ class Patch:
         group: patches that share ground share a group; empty means that this is not known.
         credit: whom to name when it is shown.
         path: the file that the amplitude was read from.
+        window: first row, first column, height and width in that file; ``None`` for a whole file.
+        georeference: where it lies, where the file says so.
+        range_axis: 0 where the rows, 1 where the columns run in range; ``None`` where the file does not say.
     """
 
     amplitude: NDArray[np.float32]
@@ -56,6 +75,9 @@ class Patch:
     group: str = ""
     credit: str = ""
     path: Path | None = None
+    window: Window | None = None
+    georeference: Georeference | None = None
+    range_axis: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,15 +89,23 @@ class PixelMeaning:
             ``amplitude`` (linear; of complex signal the modulus), ``intensity`` (power: its square root is taken) or
             ``db`` (decibels of power).
         scale: mean and std of linear amplitude in the file's unit; ``"pool"`` takes them from all patches of the
-            folder. Not used by ``studio``.
+            folder, or from all of the large raster that a window or tile is cut from. Not used by ``studio``.
         db_range: decibels at grey 0 and at full scale, for integer files in ``db``.
-        polarisation: noted on the patches.
+        polarisation: noted on the patches; where the file names it, the file's must be the same.
+        nodata: value that stands for no data, besides the one that the file itself may state. Sentinel-1 GRD, for
+            example, fills its borders with 0 and does not say so.
     """
 
     encoding: FileEncoding
     scale: Scale | Literal["pool"] | None = "pool"
     db_range: tuple[float, float] | None = None
     polarisation: str | None = None
+    nodata: float | None = None
+
+    @property
+    def needs_scale(self) -> bool:
+        """Whether the values are still to be brought to [0, 1]."""
+        return self.encoding != "studio"
 
     def __post_init__(self) -> None:
         if self.encoding not in get_args(FileEncoding):
@@ -86,94 +116,174 @@ class PixelMeaning:
             raise InputError(f"The decibel range {self.db_range} is empty; give the lower end first.")
 
 
-def read_patch(path: Path, meaning: PixelMeaning | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Patch:
-    """Read one patch.
+def read_patch(
+    path: Path,
+    meaning: PixelMeaning | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    *,
+    band: int | str | None = None,
+    window: Window | None = None,
+) -> Patch:
+    """Read one patch: a file, or a window of a large raster.
 
     Args:
-        path: PNG, TIFF, JPEG or NPY file.
+        path: PNG, TIFF, JPEG, NPY or SICD file.
         meaning: what its values mean; ``None`` for files that the studio wrote. Of a studio PNG the float amplitude
-            beside it is read where it is there, the 8-bit view otherwise.
-        max_pixels: larger files are refused before they are decoded.
+            beside it is read where it is there, the 8-bit view otherwise. The scale ``"pool"`` of a window is taken
+            from the whole raster, in a first pass at constant memory.
+        max_pixels: larger windows (or files, where there is no window) are refused before they are decoded.
+        band: number from 1, name, or polarisation in the name, of the band that is meant of several.
+        window: first row, first column, height and width; ``None`` is the whole file.
 
     Raises:
         InputError: the file cannot be used; one sentence says why and what to do.
     """
     path = Path(path)
-    if meaning is None:
-        return _read_studio_patch(path, max_pixels)
-    if meaning.encoding != "studio" and meaning.scale == "pool":
+    if meaning is None and window is None:
+        return _read_studio_patch(path, max_pixels, band)
+    if meaning is not None and meaning.needs_scale and meaning.scale == "pool" and window is None:
         raise InputError(
             f"{path.name} alone has no scale: mean and standard deviation belong to a whole set or acquisition; "
-            "give the folder of its set, or a scale."
+            "give the folder of its set, a window of a larger raster, or a scale."
         )
-    values, metadata = read_values(path, max_pixels)
-    return _finished(_in_unit(values, metadata, meaning, path.name), meaning, meaning.scale, path)
+    with _source(path, meaning, max_pixels, band) as source:
+        place = source.raster.window(window)
+        values = _complete(source, place)
+        scale = _scale_of(source, place[2] * place[3])
+        return _finished(source, values, scale, None if window is None else place)
 
 
 def read_folder(
-    folder: Path, meaning: PixelMeaning | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+    folder: Path,
+    meaning: PixelMeaning | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    *,
+    band: int | str | None = None,
 ) -> list[Patch]:
     """Read every patch of a folder (not of its subfolders), in the order of their names.
 
     Args:
-        folder: a run of the studio, of which each patch is read once, or any folder of patches.
-        meaning: what the values mean, the same for all; ``None`` for files that the studio wrote. The scale
-            ``"pool"`` is taken from all pixels of the folder.
+        folder: a run of the studio, of which each patch is read once, or any folder of patches, which may differ in
+            size.
+        meaning: what the values mean, the same for all; ``None`` for files that the studio wrote, or complex signal.
+            The scale ``"pool"`` is taken from all pixels of the folder.
         max_pixels: for each file.
+        band: as in ``read_patch``, the same for all.
 
     Raises:
-        InputError: a file cannot be used, or there is none.
+        InputError: a file cannot be used, there is none, or they differ in unit.
     """
     folder = Path(folder)
     files = _patch_files(folder)
     if not files:
-        raise InputError(f"{folder} holds no patches; put PNG, TIFF, JPEG or NPY files there.")
+        raise InputError(f"{folder} holds no patches; put PNG, TIFF, JPEG, NPY or SICD files there.")
+    if meaning is None and all(_is_complex(path, max_pixels) for path in files):
+        meaning = PixelMeaning("amplitude")
     if meaning is None:
-        patches = {patch.path: patch for patch in (read_patch(path, None, max_pixels) for path in files)}
+        patches = {patch.path: patch for patch in (read_patch(path, None, max_pixels, band=band) for path in files)}
         return list(patches.values())  # a PNG and the float amplitude beside it are one patch
-    units = []
+    first_of: dict[str, str] = {}
+    parts = []
     for path in files:
-        values, metadata = read_values(path, max_pixels)
-        units.append(_in_unit(values, metadata, meaning, path.name))
+        with _source(path, meaning, max_pixels, band) as source:
+            raster = source.raster
+            values = _complete(source, raster.window(None))
+            first_of.setdefault("floats" if raster.dtype.kind in "fc" else f"{raster.dtype.name} values", path.name)
+            parts.append((source, _in_unit(values, _facts(raster), meaning, path.name)))
+    if len(first_of) > 1 and meaning.encoding in ("amplitude", "intensity"):
+        kinds = ", ".join(f"{unit} ({name})" for unit, name in first_of.items())
+        raise InputError(
+            f"{folder.name} mixes {kinds}, whose values cannot have one scale; put each kind in a folder of its own."
+        )
     scale = meaning.scale
     if scale == "pool":
         scale = None
-        if meaning.encoding != "studio":
-            scale = pooled_scale(units, f"all {len(units)} patches of {folder.name}")
-    return [_finished(unit, meaning, scale, path) for unit, path in zip(units, files, strict=True)]
+        if meaning.needs_scale:
+            scale = _pooled([unit for _, unit in parts], f"all {len(parts)} patches of {folder.name}", folder.name)
+    return [_patch(source, unit, scale, None) for source, unit in parts]
+
+
+def read_tiles(
+    path: Path,
+    meaning: PixelMeaning | None = None,
+    side: int = 256,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    *,
+    band: int | str | None = None,
+    window: Window | None = None,
+    group_tiles: int = GROUP_TILES,
+    say: Callable[[str], None] | None = None,
+) -> Iterator[Patch]:
+    """Walk a large raster tile by tile, from the first row to the last, at constant memory.
+
+    Tiles do not overlap; rows and columns at the far edges that fill no tile are left out, and so are tiles that hold
+    a pixel without data, NaN or infinite, or are constant. A tile is called after the file and its first row and
+    column. Blocks of ``group_tiles`` by ``group_tiles`` tiles share a group: neighbours show the same field or town,
+    so that a floor taken between them would be too low.
+
+    Args:
+        path: as in ``read_patch``.
+        meaning: as in ``read_patch``; ``None`` also for complex signal. The raster is the acquisition: the scale
+            ``"pool"`` is taken from all its pixels with data in a first pass, whatever tiles or window are asked for.
+        side: of the square tiles, in pixels.
+        max_pixels: bounds a tile, not the file (PNG and JPEG: the file, which is decoded whole).
+        band: as in ``read_patch``.
+        window: walk this part only.
+        group_tiles: side of a group, in tiles.
+        say: is told at the end how many tiles there were and what was left out.
+
+    Raises:
+        InputError: as ``read_patch``, or no tile has data.
+    """
+    path = Path(path)
+    if side < MIN_TILE:
+        raise InputError(f"Tiles of {side} pixels are too small to be measured; give at least {MIN_TILE}.")
+    if side * side > max_pixels:
+        raise InputError(
+            f"Tiles of {side} x {side} pixels are more than the {max_pixels / 1e6:.4g} megapixels that are read at "
+            "once; give a smaller side, or raise SAR_GEN_MAX_PIXELS."
+        )
+    if group_tiles < 1:
+        raise InputError(f"Groups of {group_tiles} by {group_tiles} tiles are none; give at least 1.")
+    if meaning is None and _is_complex(path, max_pixels):
+        meaning = PixelMeaning("amplitude")
+    return _tiles(path, meaning, side, max_pixels, band, window, group_tiles, say)
 
 
 def read_values(
-    path: Path, max_pixels: int = DEFAULT_MAX_PIXELS, *, file: BinaryIO | None = None
+    path: Path,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    *,
+    file: BinaryIO | None = None,
+    band: int | str | None = None,
+    window: Window | None = None,
 ) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Read the values of a file as they are.
+    """Read the values of a file, or of a window of it, as they are.
 
     Args:
-        path: PNG, TIFF, JPEG or NPY file, recognised by its content.
-        max_pixels: larger files are refused before they are decoded.
+        path: PNG, TIFF, JPEG, NPY or SICD file, recognised by its content.
+        max_pixels: larger windows (or files, where there is no window) are refused before they are decoded.
         file: the content, where it does not lie on disk under ``path`` (an archive member); must be seekable.
+        band: number from 1, name, or polarisation in the name, of the band that is meant of several.
+        window: first row, first column, height and width; ``None`` is the whole file.
 
     Returns:
         ``(height, width)`` float32, or complex64 for complex files; integers keep their value. And metadata:
-        ``format``, ``dtype`` (of the file), ``levels`` (full scale of 8 and 16-bit files, else ``None``) and
-        ``studio`` (the settings that the studio wrote, else ``None``).
+        ``format``, ``dtype`` (of the file), ``levels`` (full scale of 8 and 16-bit files, else ``None``), ``studio``
+        (the settings that the studio wrote, else ``None``), ``shape`` (height and width of the file), ``bands`` (their
+        names), ``polarisation``, ``georeference`` (of the window) and ``range_axis``, each ``None`` where unknown.
 
     Raises:
-        InputError: the file is missing, empty, of another kind, damaged, too large, of unlike channels or several
-            bands, or has values that are not finite.
+        InputError: the file is missing, empty, of another kind, damaged or too large, its band must be said, or it has
+            pixels without data or not finite.
     """
-    path = Path(path)
-    if file is not None:
-        return _checked(path.name, *_decode(path.name, file, max_pixels))
-    try:
-        with path.open("rb") as opened:
-            return _checked(path.name, *_decode(path.name, opened, max_pixels))
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}; check the path.") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; choose a file in it.") from None
-    except PermissionError:
-        raise InputError(f"{path} may not be read; check its permissions.") from None
+    with open_raster(path, max_pixels, file=file) as raster:
+        index, place = raster.band(band), raster.window(window)
+        values = _complete(_Source(raster, index, PixelMeaning("studio"), path), place)
+        return values, _facts(raster) | {
+            "polarisation": raster.polarisation(index),
+            "georeference": raster.georeference and raster.georeference.at(*place[:2]),
+        }
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
@@ -205,6 +315,72 @@ def tiff_bytes(array: NDArray[Any], metadata: dict[str, Any] | None = None) -> b
 # From values to amplitude ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Source:
+    """An open file, and what is meant by it."""
+
+    raster: Raster
+    band: int | None
+    meaning: PixelMeaning
+    path: Path
+    encoding: AmplitudeEncoding = "linear"
+
+
+def _facts(raster: Raster) -> dict[str, Any]:
+    return {
+        "format": raster.format,
+        "dtype": raster.dtype.name,
+        "levels": raster.levels,
+        "studio": raster.studio,
+        "shape": (raster.height, raster.width),
+        "bands": raster.bands,
+        "range_axis": raster.range_axis,
+    }
+
+
+def _is_complex(path: Path, max_pixels: int) -> bool:
+    with open_raster(path, max_pixels) as raster:
+        return raster.is_complex
+
+
+def _read(source: _Source, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Return a window as float32 or complex64, and where it has no data or is not finite (``None``: nowhere)."""
+    raster = source.raster
+    stored, missing = raster.read(window, source.band)
+    if source.meaning.nodata is not None:
+        empty = stored == source.meaning.nodata
+        missing = empty if missing is None else missing | empty
+    with np.errstate(over="ignore"):
+        values = stored.astype(np.complex64 if raster.is_complex else np.float32, copy=False)
+    if raster.dtype.kind in "fc":
+        odd = ~np.isfinite(values)
+        missing = odd if missing is None else missing | odd
+    return values, missing if missing is not None and missing.any() else None
+
+
+def _complete(source: _Source, window: Window) -> NDArray[Any]:
+    """Return the values of a window, all of which are there.
+
+    Raises:
+        InputError: some are not.
+    """
+    raster = source.raster
+    values, missing = _read(source, window)
+    if missing is None:
+        return values
+    odd = int(np.count_nonzero(~np.isfinite(values)))
+    absent = values[missing & np.isfinite(values)]
+    if not absent.size:
+        raise InputError(
+            f"{raster.name} has {odd} of {values.size} pixels that are NaN or infinite; fill or crop them first."
+        )
+    known = {np.float32(value) for value in (raster.nodata, source.meaning.nodata) if value is not None}
+    why = ", ".join(f"{value:g}" for value in known) if np.isin(absent, list(known)).all() else raster.missing_is
+    raise InputError(
+        f"{raster.name} has {absent.size} of {values.size} pixels without data ({why}); fill or crop them."
+    )
+
+
 def _in_unit(values: NDArray[Any], metadata: dict[str, Any], meaning: PixelMeaning, name: str) -> NDArray[np.float32]:
     """Return linear amplitude in the unit of the file's scale; for ``studio``, the finished amplitude.
 
@@ -233,6 +409,11 @@ def _in_unit(values: NDArray[Any], metadata: dict[str, Any], meaning: PixelMeani
                 raise InputError(f"{name} holds integers; say which decibels its grey range covers (db_range).")
             low, high = meaning.db_range
             values = low + values / np.float32(levels) * (high - low)
+        if values.max() > _MAX_DB:
+            raise InputError(
+                f"{name} has values up to {values.max():.4g}, which are no decibels of backscatter: are these "
+                "amplitudes or intensities?"
+            )
         return np.asarray(db_to_linear(values.astype(np.float64)), dtype=np.float32)
     if values.min() < 0:
         raise InputError(
@@ -241,30 +422,206 @@ def _in_unit(values: NDArray[Any], metadata: dict[str, Any], meaning: PixelMeani
     return np.sqrt(values) if meaning.encoding == "intensity" else values
 
 
+@contextmanager
+def _source(path: Path, meaning: PixelMeaning | None, max_pixels: int, band: int | str | None) -> Iterator[_Source]:
+    """Open a file; one that the studio wrote (no meaning) is read whole and held as a raster."""
+    if meaning is not None:
+        with open_raster(path, max_pixels) as raster:
+            yield _Source(raster, raster.band(band), meaning, path)
+        return
+    patch = _read_studio_patch(path, max_pixels, band)
+
+    def read(_: int, window: Window) -> tuple[NDArray[np.float32], None]:
+        row, column, height, width = window
+        return patch.amplitude[row : row + height, column : column + width], None
+
+    height, width = patch.amplitude.shape
+    raster = Raster(
+        patch.name, "studio", height, width, patch.amplitude.dtype, ("",), read, max_pixels,
+        georeference=patch.georeference,
+    )  # fmt: skip
+    meaning = PixelMeaning("studio", polarisation=patch.polarisation)
+    yield _Source(raster, 0, meaning, patch.path or path, patch.encoding)
+
+
 def _finished(
-    unit: NDArray[np.float32], meaning: PixelMeaning, scale: Scale | Literal["pool"] | None, path: Path
+    source: _Source, values: NDArray[Any], scale: Scale | None, window: Window | None, group: str = ""
 ) -> Patch:
+    unit = _in_unit(values, _facts(source.raster), source.meaning, source.raster.name)
+    return _patch(source, unit, scale, window, group)
+
+
+def _patch(
+    source: _Source,
+    unit: NDArray[np.float32],
+    scale: Scale | Literal["pool"] | None,
+    window: Window | None,
+    group: str = "",
+) -> Patch:
+    """Return linear amplitude as a patch, brought to [0, 1].
+
+    Raises:
+        InputError: there is no scale, or the file names another polarisation than the meaning.
+    """
+    raster, meaning, path = source.raster, source.meaning, source.path
     if isinstance(scale, str):
         scale = None  # pooling means nothing to amplitude that is finished
-    if meaning.encoding != "studio":
+    if meaning.needs_scale:
         if scale is None:
             raise InputError(
                 f"{path.name} has no scale; give the mean and standard deviation of its set, or pool its folder."
             )
         unit = normalise(unit, scale)
-    return Patch(unit, path.name, "linear", meaning.polarisation, scale, path=path)
+    named, said = raster.polarisation(source.band), meaning.polarisation
+    if named and said and said.upper() != named:
+        raise InputError(
+            f"{path.name} names the band {raster.bands[source.band or 0]!r}, but {said} was said; say {named}, or "
+            "choose another band (--band)."
+        )
+    row, column = (0, 0) if window is None else window[:2]
+    name = path.name if window is None else f"{path.stem}_r{row:05d}_c{column:05d}"
+    return Patch(
+        np.ascontiguousarray(unit), name, source.encoding, said or named, scale, group, path=path, window=window,
+        georeference=raster.georeference and raster.georeference.at(row, column), range_axis=raster.range_axis,
+    )  # fmt: skip
+
+
+# Large rasters -----------------------------------------------------------------------------------------------------
+
+
+def _tiles(
+    path: Path,
+    meaning: PixelMeaning | None,
+    side: int,
+    max_pixels: int,
+    band: int | str | None,
+    window: Window | None,
+    group_tiles: int,
+    say: Callable[[str], None] | None,
+) -> Iterator[Patch]:
+    with _source(path, meaning, max_pixels, band) as source:
+        raster = source.raster
+        row, column, height, width = region = raster.window(window, limited=False)
+        if min(height, width) < side:
+            raise InputError(
+                f"{path.name} has {width} x {height} pixels to be read, less than one tile of {side} x {side}; give a "
+                "smaller side."
+            )
+        scale = _scale_of(source, side * side)
+        read = empty = constant = dark = 0
+        for top, left, _, block_width in _blocks(region, side):
+            values, missing = _read(source, (top, left, side, block_width))
+            for start in range(0, block_width, side):
+                part = slice(start, start + side)
+                tile = values[:, part]
+                if missing is not None and missing[:, part].any():
+                    empty += 1
+                elif (tile == tile[0, 0]).all():
+                    constant += 1
+                else:
+                    read += 1
+                    dark += int(np.count_nonzero(tile) < 0.99 * tile.size)
+                    i, j = (top - row) // side // group_tiles, (left + start - column) // side // group_tiles
+                    group = f"{path.name} block {i},{j}"
+                    yield _finished(source, tile, scale, (top, left + start, side, side), group)
+    left_out = [
+        f"{empty} left out that hold pixels without data or not finite" if empty else "",
+        f"{constant} left out that are constant" if constant else "",
+        f"{height % side} rows and {width % side} columns at the far edges fill no tile"
+        if height % side or width % side
+        else "",
+        f"{dark} hold over 1 % of pixels that are exactly 0: if these are no data, say so (nodata 0)" if dark else "",
+    ]
+    total = read + empty + constant
+    if say is not None:
+        facts = "".join(f"; {fact}" for fact in left_out if fact)
+        say(f"{path.name}: {read} of {total} tiles of {side} x {side} pixels{facts}.")
+    if not read:
+        raise InputError(
+            f"{path.name} has no tile of {side} x {side} pixels that is full of data ({empty} with pixels missing, "
+            f"{constant} constant); choose a smaller side or another part."
+        )
+
+
+def _blocks(window: Window, side: int) -> Iterator[Window]:
+    """Yield whole tiles' worth of a window: blocks one tile high, as wide as ``_BLOCK_PIXELS`` allows."""
+    row, column, height, width = window
+    columns = max(1, _BLOCK_PIXELS // (side * side)) * side
+    for top in range(row, row + height - side + 1, side):
+        for left in range(column, column + width - side + 1, columns):
+            yield top, left, side, min(columns, (column + width - left) // side * side)
+
+
+def _scale_of(source: _Source, patch_pixels: int) -> Scale | None:
+    """Return the scale of a patch of a raster: the meaning's, or one pooled over the raster at constant memory.
+
+    Raises:
+        InputError: the raster is hardly larger than the patch, so that pooling would scale the patch by itself.
+    """
+    raster, scale = source.raster, source.meaning.scale
+    if not source.meaning.needs_scale or scale is None:
+        return None
+    if isinstance(scale, Scale):
+        return scale
+    if raster.height * raster.width < _POOL_TIMES * patch_pixels:
+        raise InputError(
+            f"{raster.name} has less than {_POOL_TIMES} times the pixels of the part that is asked for, so that it "
+            "cannot give it a scale: mean and standard deviation belong to a whole acquisition or set; give a scale."
+        )
+    return _pooled(_units(source), f"all pixels of {raster.name}", raster.name)
+
+
+def _units(source: _Source) -> Iterator[NDArray[np.float32]]:
+    """Yield the amplitudes of all pixels with data of a raster, some at a time."""
+    raster = source.raster
+    width = min(raster.width, _BLOCK_PIXELS)
+    rows = _BLOCK_PIXELS // width
+    for top in range(0, raster.height, rows):
+        for left in range(0, raster.width, width):
+            window = top, left, min(rows, raster.height - top), min(width, raster.width - left)
+            values, missing = _read(source, window)
+            values = values.ravel() if missing is None else values[~missing]
+            if values.size:
+                yield _in_unit(values, _facts(raster), source.meaning, raster.name)
+
+
+def _pooled(units: Iterable[NDArray[np.float32]], source: str, name: str) -> Scale:
+    """Return the pooled scale of amplitudes.
+
+    Raises:
+        InputError: there is none above zero.
+    """
+    lit = False
+
+    def watched() -> Iterator[NDArray[np.float32]]:
+        nonlocal lit
+        for unit in units:
+            lit = lit or bool(unit.any())
+            yield unit
+
+    try:
+        return pooled_scale(watched(), source)
+    except InputError:
+        if lit:
+            raise
+        raise InputError(f"{name} has no pixel with data above zero to take a scale from; give other files.") from None
 
 
 # Files that the studio wrote ---------------------------------------------------------------------------------------
 
 
-def _read_studio_patch(path: Path, max_pixels: int) -> Patch:
-    values, metadata = read_values(path, max_pixels)
+def _read_studio_patch(path: Path, max_pixels: int, band: int | str | None = None) -> Patch:
+    values, metadata = read_values(path, max_pixels, band=band)
     settings = metadata["studio"]
     if metadata["format"] == "NPY":
         settings = _settings_beside(path)
     facts = settings.get("amplitude") if isinstance(settings, dict) else None
-    if not isinstance(facts, dict):
+    if not isinstance(settings, dict) or not isinstance(facts, dict):
+        if np.iscomplexobj(values):
+            raise InputError(
+                f"{path.name} is complex signal, whose modulus is linear amplitude, but it has no scale; give one, or "
+                "pool its folder or its tiles (meaning 'amplitude')."
+            )
         raise InputError(
             f"{path.name} does not say what its pixels mean; say it: studio amplitude, linear amplitude, intensity or "
             "decibels."
@@ -289,6 +646,7 @@ def _read_studio_patch(path: Path, max_pixels: int) -> Patch:
         known.get(facts.get("encoding"), "unknown"),
         facts.get("polarisation"),
         path=path,
+        georeference=metadata["georeference"],
     )
 
 
@@ -340,197 +698,10 @@ def _patch_files(folder: Path) -> list[Path]:
         entries: Iterable[Path] = sorted(folder.iterdir())
     except PermissionError:
         raise InputError(f"{folder} may not be read; check its permissions.") from None
-    return [p for p in entries if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")]
-
-
-# Decoding ----------------------------------------------------------------------------------------------------------
-
-
-def _decode(name: str, file: BinaryIO, max_pixels: int) -> tuple[NDArray[Any], dict[str, Any]]:
-    head = file.read(33)
-    file.seek(0)
-    if not head:
-        raise InputError(f"{name} is empty (0 bytes); choose another file.")
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        decode = _decode_png
-    elif head.startswith(b"\xff\xd8\xff"):
-        decode = _decode_jpeg
-    elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        decode = _decode_tiff
-    elif head.startswith(b"\x93NUMPY"):
-        decode = _decode_npy
-    else:
-        raise InputError(f"{name} is not a PNG, TIFF, JPEG or NPY file, whatever its name says; choose another file.")
-    try:
-        return decode(name, file, max_pixels)
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # on a damaged file a decoder may raise anything
-        raise InputError(f"{name} is damaged or cut off and cannot be read; copy or export it again.") from error
-
-
-def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
+    found = [p for p in entries if p.suffix.lower() in SUFFIXES and not p.is_dir() and not p.name.startswith(".")]
+    gone = [p.name for p in found if p.is_symlink() and not p.exists()]
+    if gone:
         raise InputError(
-            f"{name} is {width} x {height} = {width * height / 1e6:.4g} megapixels, more than the "
-            f"{max_pixels / 1e6:.4g} that are read; crop it, or raise SAR_GEN_MAX_PIXELS."
+            f"{folder} holds a link to a file that is not there ({gone[0]}); remove it, or bring it back."
         )
-    if width * height < 1:
-        raise InputError(f"{name} has no pixels; choose another file.")
-
-
-def _decode_png(name: str, file: BinaryIO, max_pixels: int) -> tuple[NDArray[Any], dict[str, Any]]:
-    width, height, depth, colour = struct.unpack(">IIBB", file.read(26)[16:])
-    file.seek(0)
-    _check_size(name, width, height, max_pixels)
-    if depth == 16 and colour != 0:
-        raise InputError(f"{name} is a 16-bit colour PNG; save the one band that is meant as 16-bit greyscale.")
-    # The plugin itself, not Image.open, whose limit against decompression bombs is a global of its own.
-    with PngImagePlugin.PngImageFile(file) as image:
-        image.load()
-        text = image.text.get(STUDIO_KEY)
-        values = _pixels(name, image)
-    return values, {"format": "PNG", "studio": _parsed(text)}
-
-
-def _decode_jpeg(name: str, file: BinaryIO, max_pixels: int) -> tuple[NDArray[Any], dict[str, Any]]:
-    with JpegImagePlugin.JpegImageFile(file) as image:
-        _check_size(name, image.width, image.height, max_pixels)
-        image.load()
-        return _pixels(name, image), {"format": "JPEG", "studio": None}
-
-
-def _pixels(name: str, image: Any) -> NDArray[Any]:
-    if image.mode not in ("1", "P", "PA", "L", "LA", "I", "I;16", "RGB", "RGBA"):
-        raise InputError(f"{name} has {image.mode} colours; save it as greyscale.")
-    if image.mode in ("1", "P", "PA"):
-        image = image.convert("L" if image.mode == "1" else "RGBA")
-    array = np.asarray(image)
-    if array.dtype == np.int32:  # PIL's mode "I", in which some versions give 16-bit greyscale
-        array = array.astype(np.uint16)
-    return array if array.ndim == 2 else _one_channel(name, array)
-
-
-def _one_channel(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Return the one picture that the channels of ``(height, width, channels)`` hold.
-
-    Raises:
-        InputError: the channels differ, or pixels are transparent.
-    """
-    channels = array.shape[2]
-    if channels in (2, 4) and array.dtype == np.uint8:
-        if (array[..., -1] < 255).any():
-            raise InputError(f"{name} has transparent pixels; save it without an alpha channel.")
-        array = array[..., :-1]
-    if array.shape[2] == 1 or (array.shape[2] == 3 and (array == array[..., :1]).all()):
-        return array[..., 0]
-    raise InputError(
-        f"{name} has {array.shape[2]} unlike channels; SAR amplitude is one: save the band that is meant as greyscale."
-    )
-
-
-def _decode_tiff(name: str, file: BinaryIO, max_pixels: int) -> tuple[NDArray[Any], dict[str, Any]]:
-    import tifffile
-
-    with tifffile.TiffFile(file) as tiff:
-        pages = [page for page in tiff.pages if not page.is_reduced]
-        page = tiff.pages.first
-        _check_size(name, page.imagewidth, page.imagelength, max_pixels)
-        if page.is_tiled:
-            _check_size(f"A tile of {name}", page.tilewidth, page.tilelength, max_pixels)
-        if len(pages) > 1:
-            raise InputError(f"{name} holds {len(pages)} images; save the band that is meant as a file of its own.")
-        array = _tiff_array(name, file, page)
-        if array.ndim == 3:
-            array = _one_channel(name, np.moveaxis(array, 0, -1) if page.planarconfig == 2 else array)
-        nodata = page.tags.get(_GDAL_NODATA)
-        _check_nodata(name, array, None if nodata is None else nodata.value)
-        return array, {"format": "TIFF", "studio": (_parsed(page.description) or {}).get(STUDIO_KEY)}
-
-
-def _tiff_array(name: str, file: BinaryIO, page: Any) -> NDArray[Any]:
-    if page.sampleformat == _COMPLEX_INTEGER:
-        if page.compression != _NO_COMPRESSION or page.is_tiled or page.bitspersample != 32:
-            raise InputError(f"{name} is compressed integer SLC, which is not read; save it as complex64.")
-        return _integer_slc(file, page)
-    try:
-        return page.asarray()
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-    # LZW and other schemes that tifffile leaves to a package of its own: Pillow reads them through libtiff.
-    file.seek(0)
-    with TiffImagePlugin.TiffImageFile(file) as image:
-        if image.mode not in ("L", "I;16", "I;16B", "F"):
-            raise InputError(f"{name} is compressed in a way that is not read; save it without compression.")
-        image.load()
-        return np.asarray(image)
-
-
-def _integer_slc(file: BinaryIO, page: Any) -> NDArray[np.complex64]:
-    """Read 16-bit real and imaginary parts (Sentinel-1 SLC), which numpy has no type for."""
-    parts = []
-    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
-        file.seek(offset)
-        parts.append(np.frombuffer(file.read(size), dtype=np.dtype(np.int16).newbyteorder(page.parent.byteorder)))
-    pairs = np.concatenate(parts).astype(np.float32).reshape(page.imagelength, page.imagewidth, 2)
-    return (pairs[..., 0] + 1j * pairs[..., 1]).astype(np.complex64)
-
-
-def _check_nodata(name: str, array: NDArray[Any], nodata: Any) -> None:
-    try:
-        value = float(str(nodata).strip("\0 "))
-    except ValueError:
-        return
-    missing = int(np.count_nonzero(array == value))
-    if missing:
-        raise InputError(f"{name} has {missing} of {array.size} pixels without data ({value:g}); fill or crop them.")
-
-
-def _decode_npy(name: str, file: BinaryIO, max_pixels: int) -> tuple[NDArray[Any], dict[str, Any]]:
-    version = np.lib.format.read_magic(file)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
-        raise InputError(f"{name} is an NPY file of version {version}; save a plain two-dimensional array.")
-    shape, _, dtype = read_header(file)
-    if dtype.hasobject:
-        raise InputError(f"{name} holds Python objects, which are never loaded; save a plain array of numbers.")
-    if len(shape) != 2 or dtype.kind not in "uifc":
-        raise InputError(
-            f"{name} holds an array of shape {shape} and type {dtype}; save one (height, width) array of numbers."
-        )
-    _check_size(name, shape[1], shape[0], max_pixels)
-    start = file.tell()
-    if file.seek(0, io.SEEK_END) - start < shape[0] * shape[1] * dtype.itemsize:
-        raise InputError(f"{name} is damaged or cut off and cannot be read; copy or export it again.")
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False), {"format": "NPY", "studio": None}
-
-
-def _parsed(text: Any) -> dict[str, Any] | None:
-    try:
-        data = json.loads(text)
-    except (TypeError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def _checked(name: str, array: NDArray[Any], metadata: dict[str, Any]) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Return the array as float32 or complex64, all finite, with its metadata completed.
-
-    Raises:
-        InputError: values are not finite.
-    """
-    metadata["dtype"] = array.dtype.name
-    metadata["levels"] = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(array.dtype.newbyteorder("="))
-    with np.errstate(over="ignore"):
-        values = array.astype(np.complex64 if np.iscomplexobj(array) else np.float32)
-    bad = int(np.count_nonzero(~np.isfinite(values)))
-    if bad:
-        raise InputError(
-            f"{name} has {bad} of {values.size} pixels that are NaN or infinite; fill or crop them first."
-        )
-    return values, metadata
+    return found

@@ -360,6 +360,9 @@ def test_200_megapixels_are_refused_from_the_header(tmp_path):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (20_000, 10_000)})
     (tmp_path / "huge.npy").write_bytes(header.getvalue())
+    refused(tmp_path / "huge.npy", "cut off")
+    with (tmp_path / "huge.npy").open("r+b") as sparse:
+        sparse.truncate(len(header.getvalue()) + 4 * 20_000 * 10_000)
     refused(tmp_path / "huge.npy", "200 megapixels")
     tifffile.imwrite(tmp_path / "big.tif", np.zeros((50, 60), np.float32))
     refused(tmp_path / "big.tif", "60 x 50", max_pixels=2999)
@@ -394,9 +397,9 @@ def test_unlike_channels_and_several_bands(tmp_path):
     refused(tmp_path / "cmyk.jpg", "CMYK")
     bands = np.random.default_rng(0).normal(size=(2, 16, 16)).astype(np.float32)
     tifffile.imwrite(tmp_path / "separate.tif", bands, photometric="minisblack", planarconfig="separate")
-    refused(tmp_path / "separate.tif", "2 unlike channels")
+    refused(tmp_path / "separate.tif", "2 bands, none of them named; say which is meant")
     tifffile.imwrite(tmp_path / "pages.tif", bands, photometric="minisblack")
-    refused(tmp_path / "pages.tif", "2 images")
+    refused(tmp_path / "pages.tif", "2 bands, none of them named")
     tifffile.imwrite(tmp_path / "rgb.tif", colour)
     refused(tmp_path / "rgb.tif", "3 unlike channels")
 

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,10 @@ SHOWN_NOTES = {
     "windows": "Outlined: the homogeneous ground, found without a rectangle, that the looks (ENL) are taken from.",
 }
 SCOPES = [("All patches", "all"), ("This patch", "one")]
+OWN_SCALE = (
+    "The judged files were brought to [0, 1] by their own mean and deviation: whether they are too bright or too dark "
+    "as a whole cannot be seen; choose the reference set's scale, or type one, where their unit is known."
+)
 RUNS = 40  # of the list to choose from; the newest
 CHARTS = {
     "amplitude": (("histogram", "Histogram of amplitudes with fitted laws"),),
@@ -54,6 +58,7 @@ CHARTS = {
     "spectrum": (("spectrum", "Power spectra, radial and by direction"),),
     "speckle": (("speckle", "Autocorrelation of speckle"),),
 }
+MEASURES = {"spectrum": ("spectrum", "spectrum_direction"), "speckle": ("enl", "speckle_correlation")}
 
 # One listener on the table serves all its rows: click, Enter and Space open a row, the arrows go to the next.
 ROWS_SCRIPT = """
@@ -185,7 +190,7 @@ def build_compare(studio: Studio, generate: Generate, compare_tab: gr.Tab) -> No
     _list_events(tab, studio, compare_tab)
     _run_events(tab, generate.results.shown, studio, shelf)
     _view_events(tab, dark, settings, shelf)
-    _chart_events(tab, dark, shelf)
+    _chart_events(tab, dark, settings, shelf)
     _export_events(tab, shelf)
 
 
@@ -249,7 +254,7 @@ def _build_charts() -> Charts:
             with gr.Tab("Measures", id="measures") as measures_tab:
                 measures = markup("", elem_id="compare-measures")
             with gr.Tab("Set", id="set") as set_tab:
-                sets = markup("", elem_id="compare-sets")
+                sets = markup("", js_on_load=ROWS_SCRIPT, elem_id="compare-sets")
     for each in (amplitude_tab, texture_tab, spectrum_tab, speckle_tab, measures_tab, set_tab):
         each.select(lambda chosen=each.id: chosen, None, tab, concurrency_limit=None, **QUIET)
     return Charts(scope, axis, tab, histogram, laws, texture, spectrum, speckle, measures, sets, exports, saved)
@@ -341,9 +346,12 @@ def answer(question: Question, settings: Settings, say: Any) -> Comparison:
     else:
         assert question.dropped is not None
         patches = comparing.read_dropped(question.dropped, "the judged files", settings, reference.scale)
-    return compare_patches(
+    comparison = compare_patches(
         patches, reference, settings=settings, prompt=question.prompt, features=question.features, say=say
     )
+    if question.dropped is not None and comparing.pools_own_scale(question.dropped):
+        comparison = replace(comparison, warnings=(*comparison.warnings, OWN_SCALE))
+    return comparison
 
 
 def real_set(question: Question, settings: Settings) -> ReferenceSet:
@@ -391,7 +399,8 @@ def _view_events(tab: Compare, dark: gr.Checkbox, settings: Settings, shelf: She
     def step_real(shown: dict[str, Any] | None, step: int) -> Any:
         return {**shown, "real": shown["real"] + step} if shown else gr.skip()
 
-    viewer.rows.row(open_row, tab.shown, tab.shown, concurrency_limit=None, **QUIET)
+    for table in (viewer.rows, tab.charts.sets):
+        table.row(open_row, tab.shown, tab.shown, concurrency_limit=None, **QUIET)
     for name, act in (("patch", step_patch), ("real", step_real)):
         for button, step in zip(viewer.steps[name], (-1, 1), strict=True):
             button.click(
@@ -434,7 +443,7 @@ def stage(
     picture = html.Picture(views.png_url(left), f"Judged patch {patch.name}")
     other = None
     if real is not None and right is not None:
-        badge = "This set ships as statistics; a patch of another set is shown" if real.stands_in else ""
+        badge = "Stands in, from another set" if real.stands_in else ""
         other = html.Picture(views.png_url(right), f"Real patch {real.patch.name}", badge)
     height, width = patch.amplitude.shape
     two = html.wipe(picture, other, width / height) if mode == "wipe" and other else html.sides(picture, other)
@@ -452,7 +461,7 @@ def stage(
 # ---- charts
 
 
-def _chart_events(tab: Compare, dark: gr.Checkbox, shelf: Shelf) -> None:
+def _chart_events(tab: Compare, dark: gr.Checkbox, settings: Settings, shelf: Shelf) -> None:
     charts = tab.charts
 
     def draw(shown: dict[str, Any] | None, scope: str, axis: judging.Axis, dark: bool, front: str) -> dict[Any, Any]:
@@ -462,9 +471,13 @@ def _chart_events(tab: Compare, dark: gr.Checkbox, shelf: Shelf) -> None:
         try:
             kept = shelf.get(shown["key"])
             index = shown["patch"] if scope == "one" else None
+            part = comparing.part(kept, index)
             drawn = {place: analysis(kept, index, axis, dark, front)}
             if front == "amplitude":
-                drawn[charts.laws] = html.laws_table(comparing.part(kept, index).fits, kept.comparison.reference_fits)
+                drawn[charts.laws] = html.laws_table(part.fits, kept.comparison.reference_fits)
+            if front == "speckle":
+                real = comparing.real_beside(kept.comparison.reference, shown["real"], settings)
+                drawn[place] += html.ratio_table(comparing.ratios_shown(kept, shown["patch"], real))
             return drawn
         except Exception as error:
             return {place: views.sentence(told(error), "warn")}
@@ -483,8 +496,10 @@ def _chart_events(tab: Compare, dark: gr.Checkbox, shelf: Shelf) -> None:
 
 def analysis(kept: comparing.Kept, index: int | None, axis: judging.Axis, dark: bool, front: str) -> str:
     """Return what a tab shows of all judged patches, or of patch ``index`` alone."""
+    report = comparing.part(kept, index).report
     if front == "measures":
-        return judged.table(comparing.part(kept, index).report, "")
+        said = "" if report is kept.comparison.report else f'<p class="sg-said">{escape(report.verdict)}</p>'
+        return said + judged.table(report, "")
     if front == "set":
         return html.sets_table(kept.comparison.sets)
     pictures = ""
@@ -492,7 +507,8 @@ def analysis(kept: comparing.Kept, index: int | None, axis: judging.Axis, dark: 
         png = comparing.chart(kept, index, name, axis, dark)
         alt = f"{what}: judged and {kept.comparison.reference.title}"
         pictures += f'<img class="sg-figure" src="{views.data_url("image/png", png)}" alt="{escape(alt)}"/>'
-    return pictures
+    told_there = {name: report.measures[name] for name in MEASURES.get(front, ()) if name in report.measures}
+    return pictures + (html.measures_table(told_there) if told_there else "")
 
 
 # ---- exports

@@ -38,11 +38,11 @@ class FileInputs:
     files: gr.File
     folder: gr.UploadButton
     meaning: gr.Dropdown
-    low: gr.Number
-    high: gr.Number
+    low: gr.Textbox
+    high: gr.Textbox
     scale: gr.Dropdown
-    mean: gr.Number
-    std: gr.Number
+    mean: gr.Textbox
+    std: gr.Textbox
 
     def fields(self) -> list[Any]:
         """The components in the order of ``dropped_of``."""
@@ -142,21 +142,25 @@ def _build_files(name: str, scales: Sequence[tuple[str, str]]) -> FileInputs:
     with gr.Column(elem_classes="sg-filebox"):
         files = gr.File(
             label="Patches", file_count="multiple", elem_classes="sg-drop", elem_id=f"{name}-files", file_types=kinds,
-            height=96,
+            height=76,
         )  # fmt: skip
         folder = gr.UploadButton(
-            "Folder…", file_count="directory", size="sm", min_width=60, elem_id=f"{name}-folder"
+            "Choose a folder…", file_count="directory", size="sm", min_width=60, elem_id=f"{name}-folder"
         )  # fmt: skip
     meaning = gr.Dropdown(MEANINGS, value=None, label="The values are", elem_id=f"{name}-meaning")
     with gr.Row(visible=False, elem_classes="sg-pair") as decibels:
-        low = gr.Number(None, label="dB at grey 0", min_width=60, elem_id=f"{name}-low")
-        high = gr.Number(None, label="dB at full scale", min_width=60, elem_id=f"{name}-high")
+        low = gr.Textbox(
+            label="dB at grey 0", max_lines=1, placeholder="e.g. -25", min_width=60, elem_id=f"{name}-low"
+        )
+        high = gr.Textbox(
+            label="dB at full scale", max_lines=1, placeholder="e.g. 0", min_width=60, elem_id=f"{name}-high"
+        )
     scale = gr.Dropdown(
         list(scales), value="pool", label="Scale (mean + 3 deviations is 1)", visible=False, elem_id=f"{name}-scale"
     )
     with gr.Row(visible=False, elem_classes="sg-pair") as given:
-        mean = gr.Number(None, label="Mean", min_width=60, elem_id=f"{name}-mean")
-        std = gr.Number(None, label="Deviation", min_width=60, elem_id=f"{name}-std")
+        mean = gr.Textbox(label="Mean", max_lines=1, placeholder="e.g. 0.27", min_width=60, elem_id=f"{name}-mean")
+        std = gr.Textbox(label="Deviation", max_lines=1, placeholder="e.g. 0.18", min_width=60, elem_id=f"{name}-std")
 
     def fit(value: str | None, chosen: str) -> tuple[Any, Any, Any]:
         scaled = value not in (None, TOLD, "studio")
@@ -187,7 +191,7 @@ def _file_events(inputs: FileInputs, settings: Settings) -> None:
 
 
 def dropped_of(
-    files: list[str] | None, meaning: str | None, low: Any, high: Any, scale: str, mean: Any, std: Any
+    files: list[str] | None, meaning: str | None, low: str, high: str, scale: str, mean: str, std: str
 ) -> Dropped:
     """Return what the file components hold."""
     return Dropped(tuple(map(Path, files or [])), meaning, low, high, scale, mean, std)  # type: ignore[arg-type]

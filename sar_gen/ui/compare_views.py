@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 from sar_gen.patches import Patch
+from sar_gen.quality.report import Measure, QualityReport
 from sar_gen.ui import comparing, judging, views
 from sar_gen.ui import judgement as judged
 
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
     from sar_gen.comparison import Comparison, PatchRow
     from sar_gen.quality.laws import LawFit
     from sar_gen.quality.sets import SetReport
+    from sar_gen.quality.speckle import RatioStatistics
 
+NEAREST = 16  # training patches that are listed
 MOST_ROWS = 300  # of the table; the CSV has all
 LIVE_STEP = 1.0  # seconds between updates of the time that a comparison has taken
-COLUMNS = {  # of the table: what is short enough to stand in a narrow column
-    "wasserstein1": "W1",
-    "glcm_contrast": "Contrast",
-    "glcm_correlation": "Correl.",
-    "enl": "ENL",
-    "speckle_correlation": "Speckle",
-    "spectrum": "Spectrum",
+COLUMNS: dict[str, tuple[str, str]] = {  # of the table of patches: title and the measures of which the worst is shown
+    "W1": ("Wasserstein-1 of amplitudes", "wasserstein1"),
+    "GLCM": ("the worst of the GLCM descriptors", "glcm_"),
+    "ENL": ("looks on homogeneous ground", "enl"),
+    "Speckle": ("correlation of neighbouring speckle", "speckle_correlation"),
+    "Spectr.": ("the worse of radial and angular power spectrum", "spectrum"),
 }
+NO_TEXTURE = 100  # beyond it a law's texture parameter says that there is none
+POOR_SHARE = 0.25  # of the measures beyond the real spread: from here on the verdict is red
 EMPTY = (
     '<div class="sg-blank"><h3>Nothing compared yet</h3><p>Drop SAR patches that any model made, or take a run of the '
     "studio; say what their values mean; choose real ground; press Compare.</p><p>Every measure then stands beside "
@@ -51,27 +55,40 @@ def busy(text: str, seconds: float) -> str:
 def verdict(comparison: Comparison) -> str:
     """Return the verdict with its counts, and every warning under it."""
     report = comparison.report
-    kind = judged.reading(report.measures["wasserstein1"])[0] if "wasserstein1" in report.measures else "none"
     count = f"{report.generated_count} judged · {report.reference_count} real of {comparison.reference.title}"
     warnings = ""
     if comparison.warnings:
         lines = "".join(f"<li>{escape(text)}</li>" for text in comparison.warnings)
         warnings = f'<ul class="sg-warnings" aria-label="Warnings">{lines}</ul>'
     return (
-        f'<div class="sg-verdict {kind}" role="status"><p>{escape(report.verdict)}</p>'
+        f'<div class="sg-verdict {grade(report)}" role="status"><p>{escape(report.verdict)}</p>'
         f"<small>{escape(count)}</small></div>{warnings}"
     )
 
 
+def grade(report: QualityReport) -> str:
+    """Return the colour of a verdict.
+
+    Green where every measure is within the real spread, red where amplitudes or a quarter of all measures are not;
+    between them real sets too exceed it in a measure now and then.
+    """
+    within = {name: m.within for name, m in report.measures.items() if m.within is not None}
+    if not within:
+        return "none"
+    beyond = [name for name, inside in within.items() if not inside]
+    if not beyond:
+        return "good"
+    return "poor" if "wasserstein1" in beyond or len(beyond) >= POOR_SHARE * len(within) else "fair"
+
+
 def rows_table(comparison: Comparison) -> str:
     """Return the judged patches, worst first, as rows that open a patch."""
-    known = [name for name in COLUMNS if any(name in row.ratios for row in comparison.rows)]
     head = "".join(
-        f'<th scope="col" title="{escape(title_of(name))}, as a multiple of what single real patches reach (95 %)">'
-        f"{COLUMNS[name]}</th>"
-        for name in known
+        f'<th scope="col" title="{escape(meaning)}, as a multiple of what 95 % of single real patches stay under">'
+        f"{title}</th>"
+        for title, (meaning, _) in COLUMNS.items()
     )
-    body = "".join(_patch_row(row, known) for row in comparison.rows[:MOST_ROWS])
+    body = "".join(_patch_row(row) for row in comparison.rows[:MOST_ROWS])
     more = len(comparison.rows) - MOST_ROWS
     note = views.sentence(f"{more} more patches are in the CSV.") if more > 0 else ""
     return (
@@ -81,18 +98,24 @@ def rows_table(comparison: Comparison) -> str:
     )
 
 
-def _patch_row(row: PatchRow, known: Sequence[str]) -> str:
-    cells = "".join(f"<td{_graded(row.ratios.get(name))}>{_times(row.ratios.get(name))}</td>" for name in known)
+def _patch_row(row: PatchRow) -> str:
+    cells = ""
+    for _, start in COLUMNS.values():
+        known = [ratio for name, ratio in row.ratios.items() if name.startswith(start) and ratio is not None]
+        worst = max(known, default=None)
+        cells += f"<td{_graded(worst)}>{_times(worst)}</td>"
     name = escape(row.name)
+    # The end of a name tells files apart, so that it is the start that gives way (see style.css).
     return (
-        f'<tr data-patch="{row.index}" tabindex="0" aria-selected="false"><th scope="row" title="{name}">{name}</th>'
-        f"<td>{escape(title_of(row.worst))}</td><td{_graded(row.ratio)}><b>{_times(row.ratio)}</b></td>{cells}</tr>"
+        f'<tr data-patch="{row.index}" tabindex="0" aria-selected="false"><th scope="row" title="{name}">'
+        f"<bdi>{name}</bdi></th><td>{escape(title_of(row.worst)) if row.worst else '–'}</td>"
+        f"<td{_graded(row.ratio)}><b>{_times(row.ratio)}</b></td>{cells}</tr>"
     )
 
 
 def title_of(name: str) -> str:
     """Return a measure's name for people."""
-    return judged.NAMES.get(name, (name.replace("_", " "), ""))[0]
+    return judged.NAMES.get(name, (name.replace("_", " ").capitalize(), ""))[0]
 
 
 def _times(ratio: float | None) -> str:
@@ -108,23 +131,26 @@ def _graded(ratio: float | None) -> str:
     return f' class="{"good" if ratio <= 1 else "fair" if ratio <= 1.5 else "poor"}"'
 
 
-def real_caption(real: judging.RealPatch | None) -> str:
-    """Return the caption of the real patch."""
-    if real is None:
-        return '<p class="sg-cap real"><i></i><b>Real</b><span>only the statistics of this set ship</span></p>'
-    return caption("real", "Real", real.patch, f"{real.index + 1}/{real.count}", real.set_title)
-
-
 def caption(role: str, title: str, patch: Patch, place: str, more: str = "") -> str:
-    """Return the line under a picture."""
+    """Return the two lines under a picture: which it is, and what it is."""
     height, width = patch.amplitude.shape
-    step = comparing.reduced(patch.amplitude)[1]
+    step = comparing.reduced_by(patch.amplitude.shape)
     scale = f" (shown at 1:{step})" if step > 1 else ""
-    aside = " · ".join(part for part in (place, patch.name, f"{width} × {height} px{scale}", more) if part)
+    what = " · ".join(part for part in (f"{width} × {height} px{scale}", patch.name, more) if part)
     return (
-        f'<p class="sg-cap {role}"><i aria-hidden="true"></i><b>{escape(title)}</b>'
-        f'<span title="{escape(aside)}">{escape(aside)}</span></p>'
+        f'<p class="sg-cap {role}"><i aria-hidden="true"></i><b>{escape(title)}</b><span>{escape(place)}</span></p>'
+        f'<p class="sg-what" title="{escape(what)}">{escape(what)}</p>'
     )
+
+
+def real_caption(real: judging.RealPatch | None) -> str:
+    """Return the lines under the real patch; one that stands in says so first."""
+    if real is None:
+        return '<p class="sg-cap real"><i></i><b>Real</b></p><p class="sg-what">only statistics of this set ship</p>'
+    place = f"{real.index + 1}/{real.count}"
+    if real.stands_in:
+        place += " · stands in"
+    return caption("real", "Real", real.patch, place, real.set_title)
 
 
 def sides(judged: Picture, real: Picture | None) -> str:
@@ -185,21 +211,64 @@ def laws_table(fits: Sequence[LawFit], real: Sequence[LawFit]) -> str:
 
 def _law_row(fit: LawFit, real: LawFit | None, best: float) -> str:
     difference = fit.bic - best
-    cells = [f"+{difference:,.0f}" if difference else "0", f"{fit.ks:.3f}", _plain(fit.looks), _plain(fit.texture)]
-    cells += ["–", "–", "–"] if real is None else [f"{real.ks:.3f}", _plain(real.looks), _plain(real.texture)]
+    cells = [f"+{difference:,.0f}" if difference else "0", f"{fit.ks:.3f}", _plain(fit.looks), _texture(fit.texture)]
+    cells += ["–", "–", "–"] if real is None else [f"{real.ks:.3f}", _plain(real.looks), _texture(real.texture)]
     return f'<tr><th scope="row">{escape(fit.title)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
+def _texture(value: float | None) -> str:
+    return "none" if value is not None and abs(value) > NO_TEXTURE else _plain(value)
+
+
 def _plain(value: float | None) -> str:
-    if value is None:
+    if value is None or value != value:
         return "–"
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 
+def measures_table(measures: Mapping[str, Measure]) -> str:
+    """Return measures with their floors, as the panel of the Generate tab shows them, without the notes."""
+    report = QualityReport("", 0, 0, {}, dict(measures), "", ())
+    return judged.table(report, "")
+
+
+def ratio_table(found: Sequence[tuple[str, RatioStatistics]]) -> str:
+    """Return the ratio image's statistics of the patches that are shown."""
+    body = "".join(
+        f'<tr><th scope="row" title="{escape(whose)}">{escape(whose)}</th><td>{_plain(each.mean)}</td><td>{_plain(each.looks)}</td>'
+        f"<td>{_plain(each.given_looks)}</td></tr>"
+        for whose, each in found
+    )
+    note = (
+        "Ratio image of the two patches shown: intensity over its refined-Lee despeckled version. A mean of 1 keeps "
+        "the level; looks far from those of the homogeneous ground mean structure in the ratio, or ground without "
+        "speckle. Real patches are the measure."
+    )
+    return (
+        '<table class="sg-laws"><thead><tr><th scope="col">Ratio image</th><th scope="col">Mean</th>'
+        '<th scope="col">Looks</th><th scope="col">Looks of the ground</th></tr></thead>'
+        f"<tbody>{body}</tbody></table>{views.sentence(note)}"
+    )
+
+
 def sets_table(sets: SetReport | None) -> str:
-    """Return the statistics of the set on SAR-CLIP features."""
+    """Return the statistics of the set on SAR-CLIP features, and the nearest training patches."""
     if sets is None:
-        return views.sentence(
-            "Not asked for: tick Statistics of the set (features) under SAR-CLIP, and compare again."
+        return views.sentence("Not asked for: tick Set statistics under SAR-CLIP, and compare again.")
+    html = f'<p class="sg-said">{escape(sets.words)}</p>{measures_table(sets.measures)}'
+    found = sets.memorisation
+    if found is not None:
+        rows = "".join(
+            f'<tr data-patch="{pair.index}" tabindex="0"><th scope="row" title="{escape(pair.name)}"><bdi>'
+            f"{escape(pair.name)}</bdi></th><td>{escape(pair.training)}</td><td>{pair.distance:.3f}</td>"
+            f'<td class="{"poor" if pair.copy else "good"}">{pair.nearer_real:.1%}</td></tr>'
+            for pair in found.pairs[:NEAREST]
         )
-    return ""
+        html += (
+            f'<p class="sg-said">{escape(found.words)}</p>{views.sentence(found.note)}<table class="sg-patches">'
+            '<thead><tr><th scope="col">Patch</th><th scope="col">Nearest training patch</th>'
+            '<th scope="col" title="1 - cosine of the features">Distance</th>'
+            '<th scope="col" title="share of unseen real patches that come as near">Real as near</th></tr></thead>'
+            f"<tbody>{rows}</tbody></table>"
+        )
+    return html + "".join(views.sentence(note) for note in sets.notes)

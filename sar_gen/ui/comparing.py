@@ -7,6 +7,7 @@ few, so that pages never see each other's and memory stays bounded.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import queue
 import shutil
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sar_gen.comparison import Comparison
     from sar_gen.quality.laws import LawFit
     from sar_gen.quality.report import QualityReport
+    from sar_gen.quality.speckle import RatioStatistics
 
 TOLD = "told"
 """The meaning of files that carry the studio's own settings."""
@@ -57,7 +59,7 @@ _DRAWING = threading.RLock()  # figures share matplotlib's font caches, which ar
 
 @dataclass(frozen=True)
 class Dropped:
-    """Files and what the form says of them; numbers are as typed, so they may be missing.
+    """Files and what the form says of them; numbers are as they were typed.
 
     Attributes:
         files: paths of the uploads.
@@ -71,11 +73,11 @@ class Dropped:
 
     files: tuple[Path, ...]
     meaning: str | None = None
-    low: float | None = None
-    high: float | None = None
+    low: str = ""
+    high: str = ""
     scale: ScaleChoice = "pool"
-    mean: float | None = None
-    std: float | None = None
+    mean: str = ""
+    std: str = ""
 
 
 def pixel_meaning(dropped: Dropped, whose: str, reference_scale: Scale | None = None) -> PixelMeaning | None:
@@ -94,10 +96,9 @@ def pixel_meaning(dropped: Dropped, whose: str, reference_scale: Scale | None = 
     if dropped.meaning is None or dropped.meaning not in get_args(FileEncoding):
         raise InputError(f"It is not said what the values of {whose} mean; choose it below the files.")
     decibels = None
-    if dropped.meaning == "db" and (dropped.low is not None or dropped.high is not None):
-        if dropped.low is None or dropped.high is None:
-            raise InputError(f"The decibel range of {whose} has one end only; type both, or none for float files.")
-        decibels = (float(dropped.low), float(dropped.high))
+    if dropped.meaning == "db" and (dropped.low.strip() or dropped.high.strip()):
+        low = _number(dropped.low, "decibels at grey 0", whose)
+        decibels = (low, _number(dropped.high, "decibels at full scale", whose))
     scale: Scale | Literal["pool"] | None = "pool"
     if dropped.meaning == "studio":
         scale = None
@@ -106,10 +107,26 @@ def pixel_meaning(dropped: Dropped, whose: str, reference_scale: Scale | None = 
             raise InputError("The reference set states no scale; take one of these files, or type mean and deviation.")
         scale = reference_scale
     elif dropped.scale == "given":
-        if not dropped.mean or not dropped.std or dropped.mean <= 0 or dropped.std <= 0:
-            raise InputError(f"The scale of {whose} needs a mean and a standard deviation above 0; type both.")
-        scale = Scale(float(dropped.mean), float(dropped.std), "typed by the user")
+        mean, std = _number(dropped.mean, "mean", whose), _number(dropped.std, "deviation", whose)
+        if mean <= 0 or std <= 0:
+            raise InputError(f"Mean and deviation of {whose} are {mean:g} and {std:g}; both must be above 0.")
+        scale = Scale(mean, std, "typed by the user")
     return PixelMeaning(dropped.meaning, scale, decibels)  # type: ignore[arg-type]
+
+
+def _number(text: str, what: str, whose: str) -> float:
+    try:
+        value = float(text.strip().replace("−", "-"))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"The {what} of {whose} {'is empty' if not text.strip() else 'is no number'}; type a number.")
+    return value
+
+
+def pools_own_scale(dropped: Dropped) -> bool:
+    """Tell whether the files are brought to [0, 1] by their own mean and deviation."""
+    return dropped.meaning not in (None, TOLD, "studio") and dropped.scale == "pool"
 
 
 def read_dropped(
@@ -340,15 +357,20 @@ def real_beside(reference: ReferenceSet, index: int, settings: Settings) -> judg
 # Pictures --------------------------------------------------------------------------------------------------------
 
 
-def reduced(amplitude: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
-    """Return amplitude for the page and the side of the squares that were averaged (in power), 1 for none."""
-    step = -(-max(amplitude.shape) // SHOWN_SIDE)
+def reduced_by(shape: tuple[int, ...]) -> int:
+    """Return the side of the squares that are averaged for the page, 1 for none."""
+    return -(-max(shape) // SHOWN_SIDE)
+
+
+def reduced(amplitude: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return amplitude for the page: means of power over squares where the patch is too large to send."""
+    step = reduced_by(amplitude.shape)
     if step == 1:
-        return amplitude, 1
+        return amplitude
     height, width = (side // step for side in amplitude.shape)
     power = np.square(amplitude[: height * step, : width * step], dtype=np.float32)
     means = power.reshape(height, step, width, step).mean(axis=(1, 3))
-    return np.sqrt(means), step
+    return np.sqrt(means)
 
 
 def pictures(
@@ -367,7 +389,7 @@ def pictures(
     other = None if real is None else real.patch.amplitude
     anchor = judged if other is None else other
     mean = float(anchor.mean(dtype=np.float64))
-    keys = [("judged", index), ("real", "" if real is None else f"{real.set_title} {real.index}")]
+    keys = [("judged", index), _key(real)]
     left, right = (
         None if amplitude is None else _picture(kept, key, amplitude, remap, mean, over)
         for key, amplitude in zip(keys, (judged, other), strict=True)
@@ -376,13 +398,34 @@ def pictures(
     return left, right
 
 
+def _key(real: judging.RealPatch | None) -> tuple[Any, ...]:
+    return ("real", "" if real is None else f"{real.set_title} {real.index}")
+
+
+def ratio_statistics(kept: Kept, key: tuple[Any, ...], amplitude: NDArray[np.float32]) -> RatioStatistics:
+    """Return the statistics of the ratio image of a patch that is shown, computed once (0.1 s for 256 x 256)."""
+    from sar_gen.quality import speckle
+
+    found: RatioStatistics = kept.once(("ratio", *key), lambda: speckle.ratio_statistics(amplitude))
+    return found
+
+
+def ratios_shown(kept: Kept, index: int, real: judging.RealPatch | None) -> list[tuple[str, RatioStatistics]]:
+    """Return ``(whose, statistics)`` of the ratio images of the judged and the real patch that are shown."""
+    patch = kept.comparison.patches[index]
+    found = [(f"Judged: {patch.name}", ratio_statistics(kept, ("judged", index), patch.amplitude))]
+    if real is not None:
+        found.append((f"Real: {real.patch.name}", ratio_statistics(kept, _key(real), real.patch.amplitude)))
+    return found
+
+
 def _picture(
     kept: Kept, key: tuple[Any, ...], amplitude: NDArray[np.float32], remap: judging.Remap, mean: float, over: str
 ) -> NDArray[np.uint8]:
     from sar_gen import plots
     from sar_gen.quality import speckle
 
-    small, step = reduced(amplitude)
+    small, step = reduced(amplitude), reduced_by(amplitude.shape)
     if over == "picture":
         return view(small, remap, mean)
     if over == "windows":
@@ -396,7 +439,7 @@ def _picture(
         if over == "looks":
             picture = plots.looks_view(amplitude)
         elif over == "ratio":
-            picture = plots.ratio_view(speckle.ratio_statistics(amplitude).ratio)
+            picture = plots.ratio_view(ratio_statistics(kept, key, amplitude).ratio)
         else:
             picture = plots.texture_maps_view(amplitude, over)
         return picture[::step, ::step]

@@ -13,6 +13,7 @@ from sar_gen import references as reference_module
 from sar_gen.cli_common import (
     Encoding,
     Json,
+    PatchEncoding,
     RangeOption,
     Rate,
     ScaleOption,
@@ -27,6 +28,8 @@ from sar_gen.reference_build import FolderOptions
 from sar_gen.settings import Settings
 
 references_app = typer.Typer(help="The sets of real SAR.", invoke_without_command=True)
+pull_app = typer.Typer(help="Fetch real open data as a set.", no_args_is_help=True)
+references_app.add_typer(pull_app, name="pull")
 
 
 @references_app.callback()
@@ -167,6 +170,83 @@ def references_import(
     """Add a set from a file that somebody shared."""
     settings = Settings.from_env()
     _print_added(reference_module.import_reference(file, settings, name=name), settings, as_json)
+
+
+PULL_PHASES = ("Reading", "Taking the scale", "Measuring")
+Bbox = Annotated[str, typer.Option(help="west,south,east,north in degrees.")]
+Pulled = Annotated[str, typer.Option("--name", help="Name of the set.")]
+From = Annotated[str | None, typer.Option("--from", help="First day, YYYY-MM-DD.")]
+To = Annotated[str | None, typer.Option("--to", help="Last day, YYYY-MM-DD.")]
+Limit = Annotated[int, typer.Option(min=1, max=1000, help="Most acquisitions, newest first.")]
+Size = Annotated[int, typer.Option(help="Side of a patch in pixels.")]
+Polarisation = Annotated[str, typer.Option(help="VV, VH, HH or HV: one for the set.")]
+
+
+@pull_app.command("umbra")
+def references_pull_umbra(
+    bbox: Bbox,
+    name: Pulled,
+    first: From = None,
+    last: To = None,
+    limit: Limit = 4,
+    polarisation: Polarisation = "VV",
+    size: Size = 256,
+    index: Annotated[Path | None, typer.Option(help="Index file of umbra-py; its own if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    r"""Umbra open data: X band, under a metre, CC BY 4.0. Needs: pip install "umbra-py\[load]"."""
+    from sar_gen.open_data.scenes import Search, parse_bbox
+    from sar_gen.open_data.umbra import pull_umbra
+
+    settings = Settings.from_env()
+    rate = Rate(PULL_PHASES, "patches")
+    info = pull_umbra(
+        Search(parse_bbox(bbox), first, last, polarisation, limit),
+        name,
+        settings,
+        size=size,
+        index=index,
+        say=rate.progress.say,
+        progress=rate.show,
+    )
+    rate.end()
+    _print_added(info, settings, as_json)
+
+
+@pull_app.command("s1-rtc")
+def references_pull_s1_rtc(
+    bbox: Bbox,
+    name: Pulled,
+    first: From = None,
+    last: To = None,
+    limit: Limit = 4,
+    polarisation: Polarisation = "VV",
+    size: Size = 256,
+    collection: Annotated[str, typer.Option(help="Collection of the catalogue.")] = "sentinel-1-rtc",
+    catalogue: Annotated[str | None, typer.Option("--stac", help="STAC API; Planetary Computer if left out.")] = None,
+    encoding: Annotated[
+        PatchEncoding | None, typer.Option(help="What the pixels are, where the catalogue does not say it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Sentinel-1 RTC (gamma0, C band, 10 m) from a STAC catalogue. Needs: pip install rasterio."""
+    from sar_gen.open_data.scenes import Search, parse_bbox
+    from sar_gen.open_data.stac import DEFAULT_URL, pull_s1_rtc
+
+    settings = Settings.from_env()
+    rate = Rate(PULL_PHASES, "patches")
+    info = pull_s1_rtc(
+        Search(parse_bbox(bbox), first, last, polarisation, limit),
+        name,
+        settings,
+        size=size,
+        url=catalogue or DEFAULT_URL,
+        collection=collection,
+        encoding=None if encoding is None else encoding.value,  # type: ignore[arg-type]
+        progress=rate.show,
+    )
+    rate.end()
+    _print_added(info, settings, as_json)
 
 
 @references_app.command("remove")

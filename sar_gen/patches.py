@@ -5,7 +5,8 @@
 amplitude, as in SICD). Nothing is guessed. The conventions:
 
 - A scale belongs to a set or an acquisition, never to one patch. Pooled (``"pool"``), it is taken from all pixels with
-  data of a folder, or of the large raster that a window or a tile is cut from.
+  data of a folder, or of the large raster that a window or a tile is cut from; squares of 256 pixels of a raster that
+  are constant count as without data.
 - A patch has no pixel without data, NaN or infinite: such a file or window is refused, such a tile is left out.
 - Patches of a folder may differ in size: each pixel counts once in a pooled scale. They may not differ in unit: files
   of 8 bits, of 16 bits and of floats have no common scale, save where the meaning gives them one (``studio``, ``db``).
@@ -45,6 +46,7 @@ GROUP_TILES = 4
 
 FileEncoding = Literal["studio", "amplitude", "intensity", "db"]
 _BLOCK_PIXELS = 2**22  # of a large raster that are held at once
+_SQUARE = 256  # pooling leaves out squares of this side that are constant
 _POOL_TIMES = 4  # a raster gives its windows a scale only if it has at least this many times their pixels
 _MAX_DB = 120.0  # 16-bit digital numbers reach 96 dB
 
@@ -572,17 +574,20 @@ def _scale_of(source: _Source, patch_pixels: int) -> Scale | None:
 
 
 def _units(source: _Source) -> Iterator[NDArray[np.float32]]:
-    """Yield the amplitudes of all pixels with data of a raster, some at a time."""
+    """Yield the amplitudes of all pixels with data of a raster, some at a time, without its constant squares."""
     raster = source.raster
-    width = min(raster.width, _BLOCK_PIXELS)
-    rows = _BLOCK_PIXELS // width
-    for top in range(0, raster.height, rows):
+    width = min(raster.width, _BLOCK_PIXELS // _SQUARE)
+    for top in range(0, raster.height, _SQUARE):
         for left in range(0, raster.width, width):
-            window = top, left, min(rows, raster.height - top), min(width, raster.width - left)
+            window = top, left, min(_SQUARE, raster.height - top), min(width, raster.width - left)
             values, missing = _read(source, window)
-            values = values.ravel() if missing is None else values[~missing]
-            if values.size:
-                yield _in_unit(values, _facts(raster), source.meaning, raster.name)
+            keep = np.ones(values.shape, bool) if missing is None else ~missing
+            for start in range(0, values.shape[1], _SQUARE):
+                square = values[:, start : start + _SQUARE]
+                if (square == square[0, 0]).all():
+                    keep[:, start : start + _SQUARE] = False
+            if keep.any():
+                yield _in_unit(values[keep], _facts(raster), source.meaning, raster.name)
 
 
 def _pooled(units: Iterable[NDArray[np.float32]], source: str, name: str) -> Scale:
@@ -604,7 +609,9 @@ def _pooled(units: Iterable[NDArray[np.float32]], source: str, name: str) -> Sca
     except InputError:
         if lit:
             raise
-        raise InputError(f"{name} has no pixel with data above zero to take a scale from; give other files.") from None
+        raise InputError(
+            f"{name} has no pixels with data above zero to take a scale from; give other files."
+        ) from None
 
 
 # Files that the studio wrote ---------------------------------------------------------------------------------------

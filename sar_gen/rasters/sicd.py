@@ -35,7 +35,7 @@ def open_sicd(name: str, file: BinaryIO, max_pixels: int) -> Raster:
             f"{name} is a NITF file but not a readable SICD; give a SICD, or convert it to GeoTIFF."
         ) from error
     if any(segment["subheader"]["IC"].value != "NC" for segment in reader.jbp["ImageSegments"]):
-        raise InputError(f"{name} is a compressed SICD, which is not read; convert it to GeoTIFF.")
+        raise InputError(f"{name} is a compressed or masked SICD, which is not read; convert it to GeoTIFF.")
     xml = reader.metadata.xmltree
     height, width = (int(_text(xml, f"ImageData/{{*}}{what}")) for what in ("NumRows", "NumCols"))
     table = _amplitude_table(xml)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import struct
 import zlib
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ def open_tiff(name: str, file: BinaryIO, max_pixels: int) -> Raster:
     """
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of its remarks is raised here
     with tifffile.TiffFile(file) as tiff:
         all_pages = [page for page in tiff.pages if not page.is_reduced]
         images = [page for page in all_pages if not page.is_mask]
@@ -192,6 +194,10 @@ def _check_segment(name: str, page: _Page, max_pixels: int) -> None:
         )
     if page.predictor not in (1, _HORIZONTAL, _FLOATING):
         raise InputError(f"{name} uses a predictor that is not read ({page.predictor}); save it without.")
+    if page.predictor == _HORIZONTAL and page.raw.fields is not None and page.raw.fields["real"][0].byteorder == ">":
+        raise InputError(
+            f"{name} holds big-endian complex integers with a predictor, which is not read; save it without."
+        )
     height, width = page.segment
     if page.compression != _NONE and height * width > max_pixels:
         raise InputError(
@@ -280,17 +286,15 @@ def _georeference(page: Any) -> Georeference | None:
 
 
 def _crs(keys: dict[str, Any]) -> str:
+    """Return the EPSG code that the GeoTIFF keys name, or all that they say of a system of the file's own."""
     for key in ("ProjectedCSTypeGeoKey", "GeographicTypeGeoKey"):
         code = keys.get(key)
-        if code is None:
-            continue
-        if int(code) != _USER_DEFINED:
+        if code is not None and int(code) != _USER_DEFINED:
             return f"EPSG:{int(code)}"
-        break  # a projection of its own on a known geographic system is not that system
-    for key in ("PCSCitationGeoKey", "GTCitationGeoKey", "GeogCitationGeoKey"):
-        if keys.get(key):
-            return str(keys[key]).strip("|\0 ")
-    return "unknown"
+        if code is not None:
+            break  # a projection of its own on a known geographic system is not that system
+    said = {key: value for key, value in keys.items() if key.endswith("GeoKey") and key != "GTRasterTypeGeoKey"}
+    return "; ".join(f"{key[:-6]} {getattr(value, 'name', value)}" for key, value in said.items()) or "unknown"
 
 
 # Pixels ------------------------------------------------------------------------------------------------------------

@@ -504,7 +504,11 @@ def analysis(kept: comparing.Kept, index: int | None, axis: judging.Axis, dark: 
         return html.sets_table(kept.comparison.sets)
     pictures = ""
     for name, what in CHARTS[front]:
-        png = comparing.chart(kept, index, name, axis, dark)
+        try:
+            png = comparing.chart(kept, index, name, axis, dark)
+        except InputError as error:  # nothing to draw, as of constant patches; the rest of the tab still stands
+            pictures += views.sentence(str(error), "warn")
+            continue
         alt = f"{what}: judged and {kept.comparison.reference.title}"
         pictures += f'<img class="sg-figure" src="{views.data_url("image/png", png)}" alt="{escape(alt)}"/>'
     told_there = {name: report.measures[name] for name in MEASURES.get(front, ()) if name in report.measures}

@@ -235,8 +235,8 @@ def measures_table(measures: Mapping[str, Measure]) -> str:
 def ratio_table(found: Sequence[tuple[str, RatioStatistics]]) -> str:
     """Return the ratio image's statistics of the patches that are shown."""
     body = "".join(
-        f'<tr><th scope="row" title="{escape(whose)}">{escape(whose)}</th><td>{_plain(each.mean)}</td><td>{_plain(each.looks)}</td>'
-        f"<td>{_plain(each.given_looks)}</td></tr>"
+        f'<tr><th scope="row" title="{escape(whose)}">{escape(whose)}</th>'
+        f"<td>{_plain(each.mean)}</td><td>{_plain(each.looks)}</td><td>{_plain(each.given_looks)}</td></tr>"
         for whose, each in found
     )
     note = (

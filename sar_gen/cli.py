@@ -24,7 +24,8 @@ from sar_gen.cli_common import (
 )
 from sar_gen.cli_references import references_app
 from sar_gen.errors import InputError, SarGenError
-from sar_gen.patches import Patch, PixelMeaning, read_folder, read_patch
+from sar_gen.files import write_atomic
+from sar_gen.patches import Patch, PixelMeaning, read_folder, read_patch, read_tiles
 from sar_gen.request import (
     DEFAULT_STRENGTH,
     GUIDE_KINDS,
@@ -46,7 +47,9 @@ from sar_gen.settings import Settings
 from sar_gen.studio import Studio
 
 if TYPE_CHECKING:
+    from sar_gen.comparison import Comparison
     from sar_gen.quality.report import QualityReport
+    from sar_gen.quality.semantic import SarClip
 
 app = typer.Typer(
     name="sar_gen",
@@ -132,12 +135,24 @@ def generate(
 
 @app.command()
 def compare(
-    patches: Annotated[Path, typer.Argument(help="A patch or a folder of patches.")],
+    patches: Annotated[Path, typer.Argument(help="A patch, a folder of patches, or a large raster (with --tile).")],
     reference: Annotated[str, typer.Option(help="Reference set or a folder of real patches.")],
     prompt: Annotated[
         str | None, typer.Option(help="What the patches should show: measures their agreement with it by SAR-CLIP.")
     ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Also compare the sets in SAR-CLIP's features (0.3 s a patch and more).")
+    ] = False,
+    clip: Annotated[
+        str | None, typer.Option(help="Another CLIP: a folder or a hub id, in place of the SAR-CLIP that ships.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write one line a patch as a CSV file.")] = None,
+    band: Annotated[str | None, typer.Option(help="Band of a raster: its number from 1, or its name.")] = None,
+    window: Annotated[
+        tuple[int, int, int, int] | None, typer.Option(help="Part of a raster: row, column, height and width.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(help="Cut a raster into squares of so many pixels.")] = None,
     encoding: Encoding = None,
     scale: ScaleOption = None,
     db_range: RangeOption = None,
@@ -145,29 +160,42 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare patches with real SAR, each measure beside its real-versus-real floor."""
+    from sar_gen import comparison
+
     settings = Settings.from_env()
-    judged = _read_patches(patches, pixel_meaning(encoding, scale, db_range), settings)
+    progress = Progress()
+    meaning = pixel_meaning(encoding, scale, db_range)
+    judged = _read_patches(patches, meaning, settings, progress, band=band, window=window, tile=tile)
     if Path(reference).is_dir():
-        real = _read_patches(Path(reference), pixel_meaning(reference_encoding, scale, db_range), settings)
+        real = _read_patches(Path(reference), pixel_meaning(reference_encoding, scale, db_range), settings, progress)
         reference_set = reference_module.from_patches(real, Path(reference).name)
     else:
         reference_set = reference_module.load_reference(reference, settings)
-    warnings = []
-    for encoding_of, polarisation in sorted({(p.encoding, p.polarisation) for p in judged}, key=str):
-        warnings += reference_module.check_comparable(reference_set, encoding_of, polarisation)
-    report = Studio(settings).judge(
-        [patch.amplitude for patch in judged],
+    found = comparison.compare_patches(
+        judged,
         reference_set,
+        settings=settings,
         prompt=prompt,
-        polarisation=judged[0].polarisation,
+        features=features,
+        clip=None if clip is None else _load_clip(clip, settings),
+        say=progress.show,
     )
+    progress.show("")
     if html is not None:
         from sar_gen.report_html import write_html
 
-        write_html(html, report, [patch.amplitude for patch in judged], reference_set)
-    for warning in warnings:
+        write_html(html, found)
+    if csv is not None:
+        write_atomic(csv, comparison.to_csv(found).encode())
+    for warning in found.warnings:
         print(warning, file=sys.stderr)
-    print_json(report.to_json()) if as_json else _print_report(report)
+    if as_json:
+        print_json(comparison.to_json(found))
+        return
+    _print_report(found.report)
+    _print_patches(found)
+    if found.sets is not None:
+        print(found.sets.text)
 
 
 @app.command()
@@ -336,10 +364,32 @@ def _settings(runs: Path | None = None, device: str | None = None) -> Settings:
     return dataclasses.replace(settings, **changes)
 
 
-def _read_patches(path: Path, meaning: PixelMeaning | None, settings: Settings) -> list[Patch]:
+def _read_patches(
+    path: Path,
+    meaning: PixelMeaning | None,
+    settings: Settings,
+    progress: Progress,
+    *,
+    band: str | None = None,
+    window: tuple[int, int, int, int] | None = None,
+    tile: int | None = None,
+) -> list[Patch]:
+    """Read a folder, a patch, a window of a raster, or the tiles of one."""
+    number = int(band) if band is not None and band.isdigit() else band
     if path.is_dir():
-        return read_folder(path, meaning, settings.max_pixels)
-    return [read_patch(path, meaning, settings.max_pixels)]
+        if window is not None or tile is not None:
+            raise InputError(f"{path} is a folder; --window and --tile cut one raster: give the file.")
+        return read_folder(path, meaning, settings.max_pixels, band=number)
+    if tile is not None:
+        tiles = read_tiles(path, meaning, tile, settings.max_pixels, band=number, window=window, say=progress.say)
+        return list(tiles)
+    return [read_patch(path, meaning, settings.max_pixels, band=number, window=window)]
+
+
+def _load_clip(source: str, settings: Settings) -> SarClip:
+    from sar_gen.quality.semantic import load_sarclip
+
+    return load_sarclip(source, settings)
 
 
 def _read_guide(path: Path, kind: str, settings: Settings) -> Guide:
@@ -412,14 +462,34 @@ def _own_strategy(studio: Studio, request: GenerationRequest) -> str:
 
 
 def _print_report(report: QualityReport) -> None:
-    rows = [("measure", "value", "floor", "ratio", "unit")]
+    rows = [("measure", "value", "floor", "95 % of real", "ratio", "unit")]
     for name, measure in report.measures.items():
-        cells = (measure.value, measure.floor, measure.ratio)
-        rows.append((name, *("-" if cell is None else f"{cell:.4g}" for cell in cells), measure.unit))  # type: ignore[arg-type]
+        value, floor, ratio = (
+            "-" if cell is None else f"{cell:.4g}" for cell in (measure.value, measure.floor, measure.ratio)
+        )
+        interval = "-" if measure.interval is None else "{:.3g} to {:.3g}".format(*measure.interval)
+        rows.append((name, value, floor, interval, ratio, measure.unit))
     table(rows)
     print(report.verdict)
     for note in report.notes:
         print(note)
+
+
+WORST_SHOWN = 10
+
+
+def _print_patches(found: Comparison) -> None:
+    """Print the patches that are farthest from real ones, each with its worst measure."""
+    if len(found.rows) < 2:
+        return
+    rows = [("patch", "worst measure", "times the spread of single real patches")]
+    rows += [
+        (row.name, row.worst or "-", "-" if row.ratio is None else f"{row.ratio:.2f}")
+        for row in found.rows[:WORST_SHOWN]
+    ]
+    table(rows)
+    if len(found.rows) > WORST_SHOWN:
+        print(f"{len(found.rows) - WORST_SHOWN} more patches are nearer to real ones (--csv or --json lists all).")
 
 
 def _spec_json(spec: catalogue_module.CheckpointSpec) -> dict[str, Any]:

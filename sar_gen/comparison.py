@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sar_gen.errors import InputError
 from sar_gen.patches import Patch
@@ -109,6 +110,7 @@ def compare_patches(
     warnings = []
     for encoding, polarisation in sorted({(p.encoding, p.polarisation) for p in patches}, key=str):
         warnings += check_comparable(reference, encoding, polarisation)
+    warnings += _scale_warnings(patches, reference)
     statistics = _measured(patches, say)
     warnings += comparability.warnings(
         [patch.amplitude for patch in patches], statistics, reference.statistics, reference.name
@@ -120,12 +122,14 @@ def compare_patches(
         from sar_gen.quality.semantic import load_sarclip
 
         clip = clip or load_sarclip(None, settings)
-    if prompt is not None:
-        report = _with_prompt(report, patches, prompt, clip, say)
-    if features:
-        from sar_gen.features import set_report
+        if prompt is not None:
+            say("Scoring the prompt (SAR-CLIP)")
+            amplitudes = [patch.amplitude for patch in patches]
+            report = with_prompt(report, amplitudes, prompt, clip, patches[0].polarisation)
+        if features:
+            from sar_gen.features import set_report
 
-        sets = set_report(patches, reference, settings, clip=clip, progress=say)
+            sets = set_report(patches, reference, settings, clip=clip, progress=say)
     return Comparison(
         report=report,
         patches=tuple(patches),
@@ -136,6 +140,24 @@ def compare_patches(
         reference_fits=pooled_fits(reference.statistics),
         warnings=tuple(dict.fromkeys(warnings)),
         sets=sets,
+    )
+
+
+def with_prompt(
+    report: QualityReport,
+    amplitudes: Sequence[NDArray[np.float32]],
+    prompt: str,
+    clip: SarClip,
+    polarisation: str | None,
+) -> QualityReport:
+    """Return the report with the measure ``semantic``: how far the patches show what the prompt says."""
+    from sar_gen.quality.semantic import prompt_agreement
+
+    found = prompt_agreement(amplitudes, prompt, clip, polarisation=polarisation)
+    return replace(
+        report,
+        measures={**report.measures, "semantic": found.measure},
+        notes=(*report.notes, f"Prompt: {found.text}", *found.notes),
     )
 
 
@@ -197,6 +219,20 @@ def to_csv(comparison: Comparison) -> str:
     return buffer.getvalue()
 
 
+def _scale_warnings(patches: Sequence[Patch], reference: ReferenceSet) -> list[str]:
+    """Say where the two sides were not divided by one number: brightness then cannot be compared."""
+    peaks = {patch.scale.peak: patch.scale.source for patch in patches if patch.scale is not None}
+    if reference.scale is None or not peaks:
+        return []
+    other = [source for peak, source in peaks.items() if not np.isclose(peak, reference.scale.peak, rtol=0.01)]
+    if not other:
+        return []
+    return [
+        f"The patches are scaled by {other[0]} and {reference.name} by {reference.scale.source}, so a difference in "
+        "brightness may be one of scale; give both the same --scale where their units are the same."
+    ]
+
+
 def _measured(patches: Sequence[Patch], say: Callable[[str], None]) -> PatchStatistics:
     def amplitudes() -> Any:
         for index, patch in enumerate(patches):
@@ -205,21 +241,6 @@ def _measured(patches: Sequence[Patch], say: Callable[[str], None]) -> PatchStat
             yield patch.amplitude
 
     return patch_statistics(amplitudes())
-
-
-def _with_prompt(
-    report: QualityReport, patches: Sequence[Patch], prompt: str, clip: Any, say: Callable[[str], None]
-) -> QualityReport:
-    """Return the report with the measure ``semantic``."""
-    from sar_gen.quality.semantic import prompt_agreement
-
-    say("Scoring the prompt (SAR-CLIP)")
-    found = prompt_agreement([p.amplitude for p in patches], prompt, clip, polarisation=patches[0].polarisation)
-    return replace(
-        report,
-        measures={**report.measures, "semantic": found.measure},
-        notes=(*report.notes, f"Prompt: {found.text}", *found.notes),
-    )
 
 
 def _finite(value: float) -> float | None:

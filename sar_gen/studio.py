@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,19 +122,15 @@ class Studio:
 
         With a ``prompt`` their agreement with it is measured too, by SAR-CLIP: some 0.3 s a patch on two cores.
         """
+        from sar_gen.comparison import with_prompt
         from sar_gen.quality.report import compare
         from sar_gen.quality.statistics import patch_statistics
 
-        statistics = patch_statistics(amplitudes)
-        if prompt is None:
-            return compare(statistics, reference.statistics, reference_name=reference.name)
-        from sar_gen.quality.semantic import prompt_agreement
+        report = compare(patch_statistics(amplitudes), reference.statistics, reference_name=reference.name)
+        return report if prompt is None else with_prompt(report, amplitudes, prompt, self.sarclip(), polarisation)
 
-        found = prompt_agreement(amplitudes, prompt, self._sarclip(), polarisation=polarisation)
-        report = compare(statistics, reference.statistics, reference_name=reference.name, semantic=found.measure)
-        return replace(report, notes=(*report.notes, f"Prompt: {found.text}", *found.notes))
-
-    def _sarclip(self) -> SarClip:
+    def sarclip(self) -> SarClip:
+        """Return the CLIP that ships, loaded once."""
         from sar_gen.quality.semantic import load_sarclip
 
         if self._clip is None:

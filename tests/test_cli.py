@@ -1,13 +1,16 @@
 """The command line as a user runs it, in its own process, on the embedded checkpoint."""
 
+import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from sar_gen.settings import ROOT
@@ -94,12 +97,36 @@ def test_replay_says_that_the_pictures_are_the_same(cli, gorge):
 def test_compare_a_run_folder_and_a_single_patch(cli, gorge, tmp_path):
     report = json.loads(cli("compare", gorge["run"], "--reference", "s1-gorge", "--json").stdout)
     assert report["measures"] == {k: v for k, v in gorge["report"]["measures"].items() if k != "semantic"}
-    html = tmp_path / "report.html"
-    result = cli("compare", gorge["images"][0]["file"], "--reference", "s1-forest", "--html", html)
+    html, table = tmp_path / "report.html", tmp_path / "patches.csv"
+    result = cli("compare", gorge["run"], "--reference", "s1-forest", "--html", html, "--csv", table)
     assert "wasserstein1" in result.stdout
+    assert "worst measure" in result.stdout
     text = html.read_text()
-    assert text.count("data:image/png;base64,") == 4
-    assert "http" not in text.split("<footer>")[0]
+    assert "data:image/png;base64," in text
+    assert not re.search(r"""(src|href)="(?!data:|#)|url\(""", text)
+    lines = list(csv.DictReader(table.open(newline="")))
+    assert len(lines) == 2
+    assert float(lines[0]["worst_ratio"]) >= float(lines[1]["worst_ratio"])
+
+
+def test_compare_part_of_a_raster_of_several_bands(cli, tmp_path):
+    rng = np.random.default_rng(0)
+    bands = np.stack([level * np.sqrt(rng.gamma(4.0, 0.25, (200, 264))) for level in (100, 40)]).astype(np.float32)
+    raster = tmp_path / "scene.tif"
+    tifffile.imwrite(raster, bands, photometric="minisblack", planarconfig="separate")
+    asked = ("compare", raster, "--reference", "s1-forest", "--encoding", "amplitude", "--json")
+    refused = cli(*asked, "--tile", 64, check=False)
+    assert refused.returncode == 2
+    assert "2 bands" in refused.stderr
+    tiles = json.loads(cli(*asked, "--band", 2, "--tile", 64).stdout)
+    assert tiles["generated_count"] == 3 * 4
+    window = json.loads(cli(*asked, "--band", 2, "--window", 64, 128, 64, 64).stdout)
+    assert window["generated_count"] == 1
+    [same] = [
+        p for p in tiles["patches"] if p["values"]["wasserstein1"] == window["patches"][0]["values"]["wasserstein1"]
+    ]
+    assert "64" in same["name"]
+    assert "128" in same["name"]
 
 
 def test_patches_agree_better_with_their_own_prompt(cli, gorge):

@@ -1,6 +1,7 @@
 """Comparisons of Gamma speckle whose differences are known."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -9,6 +10,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from sar_gen import comparison
+from sar_gen.amplitude import Scale
 from sar_gen.comparison import compare_patches, patch_rows, pooled_fits, to_csv, to_json
 from sar_gen.errors import InputError
 from sar_gen.patches import Patch
@@ -116,6 +118,18 @@ def test_one_reference_patch_gives_values_without_ratios(reference):
 def test_other_polarisation_is_warned_of(reference):
     found = compare_patches([Patch(speckle(1)[0], "a", polarisation="VH")], reference, settings=Settings())
     assert any("VH" in warning and "VV" in warning for warning in found.warnings)
+
+
+def test_two_scales_are_warned_of(reference):
+    def warnings(scale):
+        patch = Patch(speckle(1)[0], "a", polarisation="VV", scale=scale)
+        scaled = dataclasses.replace(reference, scale=Scale(1.0, 0.5, "the field's pixels"))
+        return [w for w in compare_patches([patch], scaled, settings=Settings()).warnings if "scale" in w]
+
+    assert warnings(None) == warnings(Scale(1.0, 0.5, "other pixels, same numbers")) == []
+    [warning] = warnings(Scale(3.0, 1.5, "their own pixels"))
+    assert "their own pixels" in warning
+    assert "the field's pixels" in warning
 
 
 def test_what_cannot_be_compared_is_refused(reference):

@@ -7,6 +7,7 @@ draws the scale. Values beyond a range take the colour of its end; pixels withou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -143,12 +144,13 @@ def _coloured(values: NDArray[Any], scale: MapScale) -> NDArray[np.uint8]:
     return np.where(np.isfinite(values)[..., None], rgb, np.array(UNKNOWN, dtype=np.uint8))
 
 
-def map_figure(name: str, *, dark: bool = False) -> Figure:
-    """Return the scale of a map, 480 pixels wide, to stand under it.
+def map_figure(name: str, *, dark: bool = False, width: float = WIDTH) -> Figure:
+    """Return the scale of a map, to stand under it.
 
     Args:
         name: one of ``MAPS``.
         dark: for a dark page.
+        width: in inches, hundreds of pixels of a page.
 
     Raises:
         InputError: there is no such map.
@@ -156,9 +158,10 @@ def map_figure(name: str, *, dark: bool = False) -> Figure:
     if name not in MAPS:
         raise InputError(f"There is no map of {name!r}; choose one of {', '.join(MAPS)}.")
     scale, colours = MAPS[name], colours_of(dark)
-    figure = Figure(figsize=(WIDTH, 0.42))
+    figure = Figure(figsize=(width, 0.42))
     figure.patch.set_alpha(0)
-    axes = figure.add_axes((0.045, 0.5, 0.91, 0.18))
+    margin = 0.22 / width  # for the first and the last number
+    axes = figure.add_axes((margin, 0.5, 1 - 2 * margin, 0.18))
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=scale.colours, aspect="auto", extent=(0, 1, 0, 1))
     axes.set_yticks([])
     beyond = ("≤ ", "≥ ") if scale.logarithmic else ("", "")
@@ -174,6 +177,7 @@ def map_figure(name: str, *, dark: bool = False) -> Figure:
     return figure
 
 
-def map_legend(name: str, *, dark: bool = False) -> bytes:
+@cache
+def map_legend(name: str, *, dark: bool = False, width: float = WIDTH) -> bytes:
     """Return ``map_figure`` as a PNG."""
-    return figure_png(map_figure(name, dark=dark))
+    return figure_png(map_figure(name, dark=dark, width=width))

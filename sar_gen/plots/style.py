@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from sar_gen.quality.statistics import PatchStatistics
 
 WIDTH = 4.8  # inches; 480 pixels of a page at 100 dpi
+_DRAWING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,11 @@ def decibels(power: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def figure_png(figure: Figure, dpi: int = 200) -> bytes:
-    """Return the figure as a PNG with a transparent background; the same figure gives the same bytes."""
+    """Return the figure as a PNG with a transparent background; the same figure gives the same bytes.
+
+    May be called from several threads: figures share matplotlib's font caches, so one is drawn at a time.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, transparent=True, metadata={"Software": None})
+    with _DRAWING:
+        figure.savefig(buffer, format="png", dpi=dpi, transparent=True, metadata={"Software": None})
     return buffer.getvalue()

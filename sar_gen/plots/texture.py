@@ -49,6 +49,7 @@ def texture_figure(
     reference: PatchStatistics,
     *,
     report: QualityReport | None = None,
+    labels: Sequence[str] = ("generated", "real"),
     dark: bool = False,
 ) -> Figure:
     """Return a chart of the GLCM descriptors, ENL and speckle correlation, one row each.
@@ -62,6 +63,7 @@ def texture_figure(
         generated: statistics of the generated patches.
         reference: statistics of the real ones; of a single patch there is no spread, and the axis is in percent.
         report: what ``compare`` said of the two; computed here when it is not given.
+        labels: what to call the two sides.
         dark: for a dark page.
 
     Raises:
@@ -106,7 +108,7 @@ def texture_figure(
     axes.set_xticklabels(marks)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=colours.grid, linewidth=0.7, zorder=0)
-    _texture_key(axes, colours, spread_known, len(generated))
+    _texture_key(axes, colours, spread_known, len(generated), labels)
     return figure
 
 
@@ -222,11 +224,11 @@ def _figures_at_right(
         axes.text(1.73, row, _difference(relative), color=colour, weight=weight, **style)
 
 
-def _texture_key(axes: Any, colours: Colours, spread_known: bool, count: int) -> None:
+def _texture_key(axes: Any, colours: Colours, spread_known: bool, count: int, labels: Sequence[str]) -> None:
     style = {"fontsize": 7.5, "family": font(), "va": "bottom"}
     head = {**style, "ha": "right", "transform": axes.transAxes}
-    axes.text(1.22, 1.015, "generated", color=colours.generated, **head)
-    axes.text(1.46, 1.015, "real", color=colours.muted, **head)
+    axes.text(1.22, 1.015, labels[0], color=colours.generated, **head)
+    axes.text(1.46, 1.015, labels[1], color=colours.muted, **head)
     axes.text(1.73, 1.015, "difference", color=colours.muted, **head)
     what = "bar: 5–95 % of real patches" if spread_known else "one real patch: no spread"
     axes.text(0.5, 1.015, what, color=colours.muted, ha="center", transform=axes.transAxes, **style)

@@ -130,9 +130,9 @@ def read_patch(
 
     Args:
         path: PNG, TIFF, JPEG, NPY or SICD file.
-        meaning: what its values mean; ``None`` for files that the studio wrote. Of a studio PNG the float amplitude
-            beside it is read where it is there, the 8-bit view otherwise. The scale ``"pool"`` of a window is taken
-            from the whole raster, in a first pass at constant memory.
+        meaning: what its values mean; ``None`` for files that the studio wrote, and for windows of complex signal. Of
+            a studio PNG the float amplitude beside it is read where it is there, the 8-bit view otherwise. The scale
+            ``"pool"`` of a window is taken from the whole raster, in a first pass at constant memory.
         max_pixels: larger windows (or files, where there is no window) are refused before they are decoded.
         band: number from 1, name, or polarisation in the name, of the band that is meant of several.
         window: first row, first column, height and width; ``None`` is the whole file.
@@ -143,6 +143,8 @@ def read_patch(
     path = Path(path)
     if meaning is None and window is None:
         return _read_studio_patch(path, max_pixels, band)
+    if meaning is None and _is_complex(path, max_pixels):
+        meaning = PixelMeaning("amplitude")
     if meaning is not None and meaning.needs_scale and meaning.scale == "pool" and window is None:
         raise InputError(
             f"{path.name} alone has no scale: mean and standard deviation belong to a whole set or acquisition; "

@@ -110,6 +110,8 @@ class Raster:
         if window is None:
             check_size(self.name, self.width, self.height, limit, self.whole)
             return 0, 0, self.height, self.width
+        if len(window) != 4:
+            raise InputError(f"The window {window} is not a window; give row, column, height and width.")
         row, column, height, width = (int(number) for number in window)
         if min(row, column) < 0 or min(height, width) < 1 or row + height > self.height or column + width > self.width:
             raise InputError(

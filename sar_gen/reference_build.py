@@ -187,8 +187,7 @@ class _Job:
         """Return ``function`` of every name, in order; a file that is left out gives a sentence."""
 
         def one(name: str) -> Any:
-            if self.cancel is not None and self.cancel.is_set():
-                raise BuildStoppedError("Stopped; add the folder again to go on from there.")
+            self.check()
             try:
                 return function(name)
             except InputError as error:
@@ -204,10 +203,15 @@ class _Job:
                 for result in pool.map(one, names):
                     results.append(result)
                     self.tell(done + len(results))
+                    self.check()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         return results
+
+    def check(self) -> None:
+        if self.cancel is not None and self.cancel.is_set():
+            raise BuildStoppedError("Stopped; add the folder again to go on from there.")
 
     def tell(self, done: int) -> None:
         if self.progress is not None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sar_gen.amplitude import Scale
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.quality.statistics import ARRAYS, PatchStatistics, concat
 
@@ -193,6 +194,9 @@ def _checked_facts(name: str, facts: dict[str, Any]) -> dict[str, Any]:
     )
     if not plain:
         raise InputError(f"{name} does not say what its patches are; ask for it again.")
+    for owner in (facts, *patches):
+        if owner["scale"] is not None:
+            Scale.from_json(owner["scale"])
     return facts
 
 

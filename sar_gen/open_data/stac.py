@@ -166,7 +166,7 @@ def search(url: str, collection: str, wanted: Search) -> Found:
     if not scenes:
         if items:
             raise InputError(
-                f"None of the {items} scenes found has the polarisation {wanted.polarisation}; choose another."
+                f"None of the {items} scenes found is {wanted.polarisation}; choose another polarisation."
             )
         raise InputError(f"{collection} has no scene in that box and time; widen the box or the dates.")
     providers = [str(provider.get("name")) for provider in _list(about, "providers")]

@@ -49,7 +49,7 @@ SHOWN_NOTES = {
 SCOPES = [("All patches", "all"), ("This patch", "one")]
 OWN_SCALE = (
     "The judged files were brought to [0, 1] by their own mean and deviation: whether they are too bright or too dark "
-    "as a whole cannot be seen; choose the reference set's scale, or type one, where their unit is known."
+    "as a whole cannot be seen; type a scale where their unit is known."
 )
 RUNS = 40  # of the list to choose from; the newest
 CHARTS = {
@@ -97,7 +97,10 @@ element.addEventListener('input', event => {
   element.dataset.wipe = event.target.value;
   event.target.closest('.sg-wipe').style.setProperty('--wipe', event.target.value + '%');
 });
-new MutationObserver(apply).observe(element, { childList: true, subtree: true });
+// A new picture comes as a new element or as a new address of the one that is there.
+new MutationObserver(apply).observe(element, {
+  childList: true, subtree: true, attributes: true, attributeFilter: ['src', 'data-shown'],
+});
 apply();
 """
 # What is exported arrives as a link; it is saved as a file at once, without a place on the server's disk.
@@ -112,7 +115,7 @@ new MutationObserver(async () => {
   saved.download = link.download;
   saved.click();
   setTimeout(() => URL.revokeObjectURL(saved.href), 60000);
-}).observe(element, { childList: true, subtree: true });
+}).observe(element, { childList: true, subtree: true, attributes: true, attributeFilter: ['data-save'] });
 """
 
 
@@ -349,7 +352,8 @@ def answer(question: Question, settings: Settings, say: Any) -> Comparison:
     comparison = compare_patches(
         patches, reference, settings=settings, prompt=question.prompt, features=question.features, say=say
     )
-    if question.dropped is not None and comparing.pools_own_scale(question.dropped):
+    # Where the reference states a scale, the comparison itself warns of another one.
+    if reference.scale is None and question.dropped is not None and comparing.pools_own_scale(question.dropped):
         comparison = replace(comparison, warnings=(*comparison.warnings, OWN_SCALE))
     return comparison
 
@@ -519,23 +523,30 @@ def analysis(kept: comparing.Kept, index: int | None, axis: judging.Axis, dark: 
 
 
 def _export_events(tab: Compare, shelf: Shelf) -> None:
-    def export(shown: dict[str, Any] | None, kind: str) -> str:
+    def export(kind: str, shown: dict[str, Any] | None, remap: judging.Remap) -> str:
         try:
             if not shown:
                 raise InputError("There is nothing to export yet; compare first.")
-            return exported(shelf.get(shown["key"]), kind)
+            return exported(shelf.get(shown["key"]), kind, remap)
         except Exception as error:
             gr.Warning(told(error), title="Not exported")
             return ""
 
     for kind, button in tab.charts.exports.items():
         button.click(
-            lambda shown, kind=kind: export(shown, kind), tab.shown, tab.charts.saved, concurrency_limit=None, **QUIET
-        )
+            lambda *values, kind=kind: export(kind, *values), [tab.shown, tab.viewer.remap], tab.charts.saved,
+            concurrency_limit=None, **QUIET,
+        )  # fmt: skip
 
 
-def exported(kept: comparing.Kept, kind: str) -> str:
-    """Return a link that the page saves at once: ``html``, ``json`` or ``csv`` of the whole comparison."""
+def exported(kept: comparing.Kept, kind: str, remap: judging.Remap = "linear") -> str:
+    """Return a link that the page saves at once: ``html``, ``json`` or ``csv`` of the whole comparison.
+
+    Args:
+        kept: the comparison.
+        kind: of the file.
+        remap: under which the pictures of the HTML report are shown.
+    """
     from sar_gen import comparison
 
     if kind == "json":
@@ -545,7 +556,8 @@ def exported(kept: comparing.Kept, kind: str) -> str:
     else:
         from sar_gen.report_html import html_document
 
-        text = kept.once(("document",), lambda: html_document(kept.comparison))
+        about = f"Compared with SAR studio on {time.strftime('%Y-%m-%d at %H:%M', time.localtime(kept.made))}."
+        text = html_document(kept.comparison, remap=remap, about=about)
     media = {"json": "application/json", "csv": "text/csv", "html": "text/html"}[kind]
     address = views.data_url(media, text.encode())
     # The moment makes the link differ from the one before, so that the same file can be saved twice.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sar_gen.patches import Patch
 from sar_gen.quality.report import Measure, QualityReport
+from sar_gen.quality.wording import title_of, verdict_class
 from sar_gen.ui import comparing, judging, views
 from sar_gen.ui import judgement as judged
 
@@ -29,7 +30,6 @@ COLUMNS: dict[str, tuple[str, str]] = {  # of the table of patches: title and th
     "Spectr.": ("the worse of radial and angular power spectrum", "spectrum"),
 }
 NO_TEXTURE = 100  # beyond it a law's texture parameter says that there is none
-POOR_SHARE = 0.25  # of the measures beyond the real spread: from here on the verdict is red
 EMPTY = (
     '<div class="sg-blank"><h3>Nothing compared yet</h3><p>Drop SAR patches that any model made, or take a run of the '
     "studio; say what their values mean; choose real ground; press Compare.</p><p>Every measure then stands beside "
@@ -61,24 +61,9 @@ def verdict(comparison: Comparison) -> str:
         lines = "".join(f"<li>{escape(text)}</li>" for text in comparison.warnings)
         warnings = f'<ul class="sg-warnings" aria-label="Warnings">{lines}</ul>'
     return (
-        f'<div class="sg-verdict {grade(report)}" role="status"><p>{escape(report.verdict)}</p>'
+        f'<div class="sg-verdict {verdict_class(report)}" role="status"><p>{escape(report.verdict)}</p>'
         f"<small>{escape(count)}</small></div>{warnings}"
     )
-
-
-def grade(report: QualityReport) -> str:
-    """Return the colour of a verdict.
-
-    Green where every measure is within the real spread, red where amplitudes or a quarter of all measures are not;
-    between them real sets too exceed it in a measure now and then.
-    """
-    within = {name: m.within for name, m in report.measures.items() if m.within is not None}
-    if not within:
-        return "none"
-    beyond = [name for name, inside in within.items() if not inside]
-    if not beyond:
-        return "good"
-    return "poor" if "wasserstein1" in beyond or len(beyond) >= POOR_SHARE * len(within) else "fair"
 
 
 def rows_table(comparison: Comparison) -> str:
@@ -111,11 +96,6 @@ def _patch_row(row: PatchRow) -> str:
         f"<bdi>{name}</bdi></th><td>{escape(title_of(row.worst)) if row.worst else '–'}</td>"
         f"<td{_graded(row.ratio)}><b>{_times(row.ratio)}</b></td>{cells}</tr>"
     )
-
-
-def title_of(name: str) -> str:
-    """Return a measure's name for people."""
-    return judged.NAMES.get(name, (name.replace("_", " ").capitalize(), ""))[0]
 
 
 def _times(ratio: float | None) -> str:

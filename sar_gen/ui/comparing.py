@@ -34,6 +34,8 @@ from sar_gen.settings import Settings
 from sar_gen.ui import judging
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from sar_gen.comparison import Comparison
     from sar_gen.quality.laws import LawFit
     from sar_gen.quality.report import QualityReport
@@ -51,7 +53,7 @@ FIGURE_DPI = 200
 
 Mode = Literal["sides", "wipe"]
 ScaleChoice = Literal["pool", "reference", "given"]
-_DRAWING = threading.RLock()  # figures share matplotlib's font caches, which are not made for threads
+_DRAWING = threading.Lock()  # figures share matplotlib's font caches, which are not made for threads
 
 
 # What was dropped -----------------------------------------------------------------------------------------------
@@ -269,10 +271,11 @@ class Kept:
     comparison: Comparison
     made: float = field(default_factory=time.time)
     drawings: OrderedDict[tuple[Any, ...], Any] = field(default_factory=OrderedDict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """Return ``make()`` of the first time that ``key`` was asked for."""
-        with _DRAWING:
+        with self.lock:
             if key not in self.drawings:
                 self.drawings[key] = make()
                 while len(self.drawings) > DRAWINGS:
@@ -403,10 +406,14 @@ def _key(real: judging.RealPatch | None) -> tuple[Any, ...]:
 
 
 def ratio_statistics(kept: Kept, key: tuple[Any, ...], amplitude: NDArray[np.float32]) -> RatioStatistics:
-    """Return the statistics of the ratio image of a patch that is shown, computed once (0.1 s for 256 x 256)."""
+    """Return the statistics of the ratio image of a patch that is shown, computed once; its images are not kept."""
     from sar_gen.quality import speckle
 
-    found: RatioStatistics = kept.once(("ratio", *key), lambda: speckle.ratio_statistics(amplitude))
+    def make() -> RatioStatistics:
+        none = np.empty((0, 0))
+        return dataclasses.replace(speckle.ratio_statistics(amplitude), ratio=none, despeckled=none)
+
+    found: RatioStatistics = kept.once(("ratio", *key), make)
     return found
 
 
@@ -439,10 +446,10 @@ def _picture(
         if over == "looks":
             picture = plots.looks_view(amplitude)
         elif over == "ratio":
-            picture = plots.ratio_view(ratio_statistics(kept, key, amplitude).ratio)
+            picture = plots.ratio_view(speckle.ratio_statistics(amplitude).ratio)
         else:
             picture = plots.texture_maps_view(amplitude, over)
-        return picture[::step, ::step]
+        return np.ascontiguousarray(picture[::step, ::step])
 
     drawn: NDArray[np.uint8] = kept.once(("map", over, *key), draw)
     return drawn
@@ -467,18 +474,17 @@ def chart(kept: Kept, index: int | None, name: str, axis: judging.Axis, dark: bo
     made, real = shown.statistics, kept.comparison.reference.statistics
     labels = ("judged", "real")
 
-    def draw() -> bytes:
+    def figure() -> Figure:
         if name == "histogram":
-            figure = plots.histogram_figure(made, real, axis=axis, labels=labels, fits=shown.fits, dark=dark)
-        elif name == "texture":
-            figure = plots.texture_figure(made, real, report=shown.report, dark=dark)
-        elif name == "direction":
-            figure = plots.direction_figure(made, real, labels=labels, dark=dark)
-        elif name == "spectrum":
-            figure = plots.spectrum_figure(made, real, labels=labels, dark=dark)
-        else:
-            figure = plots.speckle_figure(made, real, labels=labels, dark=dark)
-        return plots.figure_png(figure, FIGURE_DPI)
+            return plots.histogram_figure(made, real, axis=axis, labels=labels, fits=shown.fits, dark=dark)
+        if name == "texture":
+            return plots.texture_figure(made, real, report=shown.report, dark=dark)
+        draws = {"direction": plots.direction_figure, "spectrum": plots.spectrum_figure}
+        return draws.get(name, plots.speckle_figure)(made, real, labels=labels, dark=dark)
+
+    def draw() -> bytes:
+        with _DRAWING:
+            return plots.figure_png(figure(), FIGURE_DPI)
 
     key = ("chart", name, index, dark, axis if name == "histogram" else "")
     picture: bytes = kept.once(key, draw)

@@ -1,0 +1,418 @@
+"""The sensitivity table: which measures notice which fault, in multiples of what real patches do to each other.
+
+    python -m sar_gen.sensitivity DATA_FOLDER [--out assets] [--count N]
+
+``DATA_FOLDER`` holds ``s1_pairs.csv`` and its pictures (see ``reference_statistics``). For each terrain, sets of N
+real patches are drawn at random, as far as possible one from each overlap group, and compared with the real patches of
+all groups that were not drawn from, as ``quality.report`` does for its floors. The 95th percentile of a measure over
+these splits is its floor. Then the same is done with sets of N patches that have a fault: the table holds the median
+of value / floor. Everything is seeded: the same data give the same table. Written are ``sensitivity.json`` and
+``sensitivity.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sar_gen.errors import InputError, SarGenError
+from sar_gen.files import write_atomic
+from sar_gen.quality import report
+from sar_gen.quality.faults import FAULTS
+from sar_gen.quality.statistics import PatchStatistics, patch_statistics
+from sar_gen.reference_statistics import TERRAINS, VV_CREDIT, Pair, pair_amplitude, read_grey, read_pairs
+from sar_gen.settings import ROOT
+
+COUNT = 14
+"""Patches of a set: the most that all terrains can draw one from each group, from half of their groups."""
+DRAWS = 2000
+"""Splits for each floor, for each check of it and for each fault."""
+FAULTY_A_GROUP = 8
+"""Patches of a group that are given faults, drawn at random: a set takes one or two from a group, and one flight
+line holds 354."""
+HALVES = 20
+"""Times that the ground of a terrain is halved for the check on other ground."""
+HALF_COUNT = 7
+"""Patches of a set in that check: the most that half of the fewest groups allow."""
+BEYOND = 1.5
+"""A fault counts as noticed when the median set lies this many floors away."""
+FLOOR_SEED, CHECK_SEED, FAULT_SEED, HALF_SEED = 1, 2, 3, 4
+
+Ratios = dict[str, dict[str, float | None]]
+"""By fault, then by measure: median of value / floor."""
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """Statistics of one terrain, real and with faults.
+
+    Attributes:
+        real: of every patch.
+        chosen: ``(m,)`` int, the rows of ``real`` that were given faults; every group has some.
+        faulty: by fault, statistics of those m patches with the fault.
+    """
+
+    real: PatchStatistics
+    chosen: NDArray[np.int64]
+    faulty: dict[str, PatchStatistics]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Random splits of patches by group, a row each.
+
+    Attributes:
+        drawn: ``(splits, n)`` 1 where a patch is in the set that plays the generated one.
+        others: ``(splits, n)`` 1 where a patch lies in a group that was not drawn from.
+    """
+
+    drawn: NDArray[np.float64]
+    others: NDArray[np.float64]
+
+
+def measure_terrain(pairs: Sequence[Pair], seed: int = FAULT_SEED) -> Terrain:
+    """Return the statistics of a terrain's patches, and of some of each group with each fault (25 ms a patch)."""
+    groups = [pair.group for pair in pairs]
+    real = patch_statistics((pair_amplitude(read_grey(pair.sar)) for pair in pairs), groups)
+    generator = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for group in sorted(set(groups)):
+        rows = [row for row, name in enumerate(groups) if name == group]
+        chosen += generator.permutation(rows)[:FAULTY_A_GROUP].tolist()
+    faulty = {
+        fault.name: patch_statistics(
+            (
+                fault.apply(pair_amplitude(read_grey(pairs[row].sar)), np.random.default_rng([seed, row]))
+                for row in chosen
+            ),
+            [groups[row] for row in chosen],
+        )
+        for fault in FAULTS
+        if fault.apply is not None
+    }
+    return Terrain(real, np.array(chosen, dtype=np.int64), faulty)
+
+
+def random_splits(
+    groups: Sequence[str], count: int, splits: int, seed: int, eligible: NDArray[np.int64] | None = None
+) -> Splits:
+    """Return random splits by group, drawn as ``report.floors`` draws them.
+
+    Args:
+        groups: one a patch; at least two different ones.
+        count: patches to draw in each split, as far as possible one from each of at most half of the groups.
+        splits: how many.
+        seed: of the draws.
+        eligible: rows that may be drawn (some of each group); ``None`` for all.
+    """
+    names, index = np.unique(np.array(groups), return_inverse=True)
+    rows = np.arange(len(index)) if eligible is None else eligible
+    generator = np.random.default_rng(seed)
+    ground = min(count, len(names) // 2)
+    drawn, others = np.zeros((splits, len(index))), np.ones((splits, len(index)))
+    for split in range(splits):
+        picked = generator.choice(len(names), ground, replace=False)
+        others[split, np.isin(index, picked)] = 0
+        pool = np.sort(rows[np.isin(index[rows], picked)])
+        generator.shuffle(pool)
+        by_group = pool[np.argsort(index[pool], kind="stable")]
+        _, first, sizes = np.unique(index[by_group], return_index=True, return_counts=True)
+        rank = np.arange(len(by_group)) - np.repeat(first, sizes)
+        drawn[split, by_group[np.lexsort((generator.random(len(by_group)), rank))[:count]]] = 1
+    return Splits(drawn, others)
+
+
+def distances(
+    drawn: PatchStatistics,
+    drawn_weights: NDArray[np.float64],
+    real: PatchStatistics,
+    real_weights: NDArray[np.float64],
+) -> dict[str, NDArray[np.float64]]:
+    """Return every measure for each split, ``(splits,)``; NaN where a descriptor is undefined.
+
+    Args:
+        drawn: statistics of the patches that sets are drawn from, n of them.
+        drawn_weights: ``(splits, n)`` 1 for the patches of a set.
+        real: statistics of the real patches, m of them.
+        real_weights: ``(splits, m)``.
+    """
+    return report._distances(report._pooled(drawn, drawn_weights), report._pooled(real, real_weights))
+
+
+def real_distances(real: PatchStatistics, count: int, splits: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Return every measure of real against real, for each of many random splits."""
+    draw = random_splits(real.groups, count, splits, seed)
+    return distances(real, draw.drawn, real, draw.others)
+
+
+def floors_95(real: PatchStatistics, count: int, splits: int, seed: int) -> dict[str, float]:
+    """Return the 95th percentile of every measure of real against real, without measures that are never defined."""
+    found = {name: row[np.isfinite(row)] for name, row in real_distances(real, count, splits, seed).items()}
+    return {name: float(np.percentile(row, 95)) for name, row in found.items() if len(row)}
+
+
+def exceedance(values: dict[str, NDArray[np.float64]], floors: dict[str, float]) -> dict[str, float]:
+    """Return the share of the splits in which each measure is above its floor."""
+    return {name: _share_above(values[name], floor) for name, floor in floors.items()}
+
+
+def held_out_exceedance(real: PatchStatistics, splits: int, seed: int) -> dict[str, float]:
+    """Return how often real against real exceeds a floor that was taken on other ground.
+
+    The groups are halved at random, ``HALVES`` times: the floor comes from splits within one half and is tried on
+    splits within the other; the mean over the halvings is returned.
+    """
+    generator = np.random.default_rng(seed)
+    names = sorted(set(real.groups))
+    shares: dict[str, list[float]] = {}
+    for half in range(HALVES):
+        first = set(generator.permutation(names)[: len(names) // 2].tolist())
+        one, other = (
+            real.subset(row for row, group in enumerate(real.groups) if (group in first) == wanted)
+            for wanted in (True, False)
+        )
+        floors = floors_95(one, HALF_COUNT, splits, seed + half)
+        for name, share in exceedance(real_distances(other, HALF_COUNT, splits, seed + half), floors).items():
+            shares.setdefault(name, []).append(share)
+    return {name: float(np.mean(values)) for name, values in shares.items()}
+
+
+def fault_ratios(terrain: Terrain, floors: dict[str, float], count: int, splits: int, seed: int) -> Ratios:
+    """Return the median of value / floor over sets of ``count`` faulty patches against real ones of other groups."""
+    draw = random_splits(terrain.real.groups, count, splits, seed, terrain.chosen)
+    drawn = draw.drawn[:, terrain.chosen]
+    return {
+        name: _ratios(distances(faulty, drawn, terrain.real, draw.others), floors)
+        for name, faulty in terrain.faulty.items()
+    }
+
+
+def terrain_ratios(
+    other: PatchStatistics, real: PatchStatistics, floors: dict[str, float], count: int, splits: int, seed: int
+) -> dict[str, float | None]:
+    """Return the same for real patches of another terrain in the place of faulty ones."""
+    drawn = random_splits(other.groups, count, splits, seed).drawn
+    others = random_splits(real.groups, count, splits, seed).others
+    return _ratios(distances(other, drawn, real, others), floors)
+
+
+def measure(folder: Path, count: int = COUNT, splits: int = DRAWS) -> dict[str, Any]:
+    """Return everything that ``sensitivity.json`` holds.
+
+    Args:
+        folder: the data.
+        count: patches of a set.
+        splits: random splits for each number.
+
+    Raises:
+        InputError: the data are incomplete, or a terrain has fewer than four groups.
+    """
+    pairs = read_pairs(folder)
+    by_terrain = {name: [pair for pair in pairs if pair.terrain == name] for name in TERRAINS}
+    for name, chosen in by_terrain.items():
+        if len({pair.group for pair in chosen}) < 4:
+            raise InputError(
+                f"s1_pairs.csv has fewer than four overlap groups of terrain {name!r}, which cannot be halved and "
+                "split again; bring the whole data folder."
+            )
+    terrains = {name: measure_terrain(chosen) for name, chosen in by_terrain.items()}
+    floors = {name: floors_95(terrain.real, count, splits, FLOOR_SEED) for name, terrain in terrains.items()}
+    ratios: dict[str, Ratios] = {}
+    pairings: dict[str, Ratios] = {}
+    for name, terrain in terrains.items():
+        ratios[name] = fault_ratios(terrain, floors[name], count, splits, FAULT_SEED)
+        pairings[name] = {
+            other: terrain_ratios(terrains[other].real, terrain.real, floors[name], count, splits, FAULT_SEED)
+            for other in terrains
+            if other != name
+        }
+        # One number a measure for "another terrain": the median of the four.
+        ratios[name]["terrain"] = _medians(pairings[name].values())
+    return {
+        "what": "Median over random sets of value / floor, by fault and measure; the floor is the 95th percentile of "
+        "the same measure between real patches, over random splits by overlap group.",
+        "command": f"python -m sar_gen.sensitivity DATA_FOLDER --count {count} --splits {splits}",
+        "credit": VV_CREDIT,
+        "licence": "CC BY 4.0",
+        "count": count,
+        "splits": splits,
+        "seeds": {"floor": FLOOR_SEED, "check": CHECK_SEED, "fault": FAULT_SEED, "halves": HALF_SEED},
+        "faults": [{"letter": f.letter, "name": f.name, "title": f.title, "words": f.words} for f in FAULTS],
+        "pooled": {fault.name: _medians([ratios[name][fault.name] for name in terrains]) for fault in FAULTS},
+        "terrains": {
+            name: {
+                "patches": len(terrain.real),
+                "groups": len(set(terrain.real.groups)),
+                "patches_with_faults": len(terrain.chosen),
+                "floor_95": {measure: _rounded(value) for measure, value in floors[name].items()},
+                "real_beyond_floor": {
+                    "other_splits": _rounded_all(
+                        exceedance(real_distances(terrain.real, count, splits, CHECK_SEED), floors[name])
+                    ),
+                    "other_ground": _rounded_all(held_out_exceedance(terrain.real, splits // 10, HALF_SEED)),
+                },
+                "ratios": {fault.name: ratios[name][fault.name] for fault in FAULTS},
+                "other_terrains": pairings[name],
+            }
+            for name, terrain in terrains.items()
+        },
+    }
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """Return the tables for the documentation."""
+    faults = data["faults"]
+    measures = list(next(iter(data["terrains"].values()))["floor_95"])
+    head = [f"{fault['letter']} {fault['title']}" for fault in faults]
+    lines = [
+        "# Which measures notice which fault",
+        "",
+        f"Real Sentinel-1 patches with a fault, {data['count']} at a time, against real patches of other ground: "
+        f"median of the measure over {data['splits']:,} random sets, as a multiple of its floor. The floor is the "
+        "95th percentile of the same measure between real patches and real patches, over as many random splits by "
+        f"overlap group. Median over {len(data['terrains'])} terrain classes; **bold** from {BEYOND:g} floors on.",
+        "",
+        _row(["measure", *head]),
+        _row(["---", *["---:"] * len(faults)]),
+        *(
+            _row([f"`{measure}`", *(_cell(data["pooled"][fault["name"]].get(measure)) for fault in faults)])
+            for measure in measures
+        ),
+        "",
+        *(f"- {fault['letter']}: {fault['words']}" for fault in faults),
+        "",
+        "The measure that notices most, in each terrain:",
+        "",
+        _row(["terrain", *head]),
+        _row(["---", *["---"] * len(faults)]),
+    ]
+    for name, terrain in data["terrains"].items():
+        lines.append(_row([name, *(_best_cell(terrain["ratios"][fault["name"]]) for fault in faults)]))
+    lines += [
+        "",
+        "Another terrain (g), pair by pair: the measure that notices most when patches of the row are judged by the "
+        "column's set.",
+        "",
+        _row(["patches of", *data["terrains"]]),
+        _row(["---", *["---"] * len(data["terrains"])]),
+    ]
+    for row in data["terrains"]:
+        pairings = {column: terrain["other_terrains"].get(row) for column, terrain in data["terrains"].items()}
+        lines.append(_row([row, *("" if pairing is None else _best_cell(pairing) for pairing in pairings.values())]))
+    lines += [
+        "",
+        "How often real against real exceeds the floor (5 % is what a 95th percentile promises): on other random "
+        "splits of the same patches, and, in brackets, on other ground (the groups halved at random "
+        f"{HALVES} times, sets of {HALF_COUNT}, floor from one half, tried on the other).",
+        "",
+        _row(["measure", *data["terrains"]]),
+        _row(["---", *["---:"] * len(data["terrains"])]),
+    ]
+    for measure in measures:
+        beyond = [terrain["real_beyond_floor"] for terrain in data["terrains"].values()]
+        lines.append(_row([f"`{measure}`", *(_shares(entry, measure) for entry in beyond)]))
+    sizes = ", ".join(f"{n} {t['patches']} in {t['groups']}" for n, t in data["terrains"].items())
+    lines += [
+        "",
+        f"Patches and overlap groups: {sizes}. Faults were given to at most {FAULTY_A_GROUP} patches of a group. "
+        "The splits of the first check are drawn anew but from the same patches as those of the floor, so that it "
+        "shows that the percentile holds for that ground, not for any other; the second check does that, and "
+        "its spread is that of few pieces of ground.",
+        "",
+        f"Made by `{data['command']}`, seeds {', '.join(f'{k} {v}' for k, v in data['seeds'].items())}. Statistics of "
+        f"{data['credit'].rstrip('.')}. The patches themselves are not part of this repository.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _ratios(values: dict[str, NDArray[np.float64]], floors: dict[str, float]) -> dict[str, float | None]:
+    """Return the median over the splits of value / floor; ``None`` where a value is never defined or a floor is 0."""
+    found: dict[str, float | None] = {}
+    for name, floor in floors.items():
+        known = values[name][np.isfinite(values[name])]
+        found[name] = _rounded(np.median(known) / floor) if len(known) and floor > 0 else None
+    return found
+
+
+def _medians(rows: Any) -> dict[str, float | None]:
+    """Return the median of each measure over rows that may lack it."""
+    rows = list(rows)
+    found: dict[str, float | None] = {}
+    for name in rows[0]:
+        known = [row[name] for row in rows if row.get(name) is not None]
+        found[name] = _rounded(np.median(known)) if known else None
+    return found
+
+
+def _share_above(values: NDArray[np.float64], floor: float) -> float:
+    known = values[np.isfinite(values)]
+    return float((known > floor).mean()) if len(known) else float("nan")
+
+
+def _best_cell(ratios: dict[str, float | None]) -> str:
+    known = {name: value for name, value in ratios.items() if value is not None}
+    if not known:
+        return _cell(None)
+    name = max(known, key=lambda name: known[name])
+    return f"{_cell(known[name])} `{name}`"
+
+
+def _rounded(value: Any) -> float:
+    return float(f"{float(value):.4g}")
+
+
+def _rounded_all(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: _rounded(value) if np.isfinite(value) else None for name, value in values.items()}
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(ratio: float | None) -> str:
+    if ratio is None:
+        return "–"
+    text = f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+    return f"**{text}**" if ratio >= BEYOND else text
+
+
+def _shares(entry: dict[str, dict[str, float | None]], measure: str) -> str:
+    here, there = (entry[key].get(measure) for key in ("other_splits", "other_ground"))
+    return f"{_percent(here)} ({_percent(there)})"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}".replace("%", " %")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and write the tables; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m sar_gen.sensitivity", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder with s1_pairs.csv and the pictures that it names")
+    parser.add_argument("--out", type=Path, default=ROOT / "assets", help="where to write (default: assets)")
+    parser.add_argument("--count", type=int, default=COUNT, help=f"patches of a set (default: {COUNT})")
+    parser.add_argument("--splits", type=int, default=DRAWS, help=f"random splits a number (default: {DRAWS})")
+    options = parser.parse_args(arguments)
+    try:
+        if options.count < 1 or options.splits < 20:
+            raise InputError("Give --count of 1 or more and --splits of 20 or more.")
+        data = measure(options.data, options.count, options.splits)
+        text = markdown(data)
+        write_atomic(options.out / "sensitivity.json", (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+        write_atomic(options.out / "sensitivity.md", text.encode())
+    except SarGenError as error:
+        parser.exit(2 if isinstance(error, InputError) else 1, f"{error}\n")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -505,7 +505,7 @@ def _tiles(
 ) -> Iterator[Patch]:
     with _source(path, meaning, max_pixels, band) as source:
         raster = source.raster
-        row, column, height, width = region = raster.window(window, limited=False)
+        _, _, height, width = region = raster.window(window, limited=False)
         if min(height, width) < side:
             raise InputError(
                 f"{path.name} has {width} x {height} pixels to be read, less than one tile of {side} x {side}; give a "
@@ -525,9 +525,10 @@ def _tiles(
                 else:
                     read += 1
                     dark += int(np.count_nonzero(tile) < 0.99 * tile.size)
-                    i, j = (top - row) // side // group_tiles, (left + start - column) // side // group_tiles
-                    group = f"{path.name} block {i},{j}"
-                    yield _finished(source, tile, scale, (top, left + start, side, side), group)
+                    place = top, left + start, side, side
+                    block = side * group_tiles  # in pixels of the file, whatever window is walked
+                    group = f"{path.name} block {place[0] // block},{place[1] // block}"
+                    yield _finished(source, tile, scale, place, group)
     left_out = [
         f"{empty} left out that hold pixels without data or not finite" if empty else "",
         f"{constant} left out that are constant" if constant else "",

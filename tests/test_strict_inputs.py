@@ -219,14 +219,15 @@ def test_sizes_may_differ_and_each_pixel_counts_once(tmp_path):
 
 def test_constant_patches_are_read_and_judged_in_words(tmp_path):
     from sar_gen.quality.report import compare
+    from sar_gen.quality.statistics import patch_statistics
 
     rng = np.random.default_rng(0)
-    real = [np.clip(rng.gamma(4, 0.1, (64, 64)), 0, 1).astype(np.float32) for _ in range(6)]
+    real = patch_statistics([np.clip(rng.gamma(4, 0.1, (64, 64)), 0, 1).astype(np.float32) for _ in range(6)])
     for level in (0, 0.5):
         np.save(tmp_path / "a.npy", np.full((64, 64), level, np.float32))
         patch = read_patch(tmp_path / "a.npy", STUDIO)
         assert (patch.amplitude == level).all()
-        assert "nothing to judge" in compare([patch.amplitude], real, reference_name="real").verdict
+        assert "nothing to judge" in compare(patch_statistics([patch.amplitude]), real, reference_name="real").verdict
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", ">u2", ">i4", "i8", "u8", "f2", ">f4", "f8", "g", ">f8", ">c8", "c16"])

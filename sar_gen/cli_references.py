@@ -116,6 +116,11 @@ def references_add(
         bool,
         typer.Option("--scale-by-folder", help="One mean and std a first-level subfolder, not one for the set."),
     ] = False,
+    band: Annotated[str | None, typer.Option(help="Band of a raster: its number from 1, or its name.")] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Cut every file, a large raster, into squares of so many pixels.")
+    ] = None,
+    nodata: Annotated[float | None, typer.Option(help="Value that stands for no data.")] = None,
     skip_unusable: Annotated[
         bool, typer.Option("--skip-unusable", help="Leave out files that cannot be used, and say how many.")
     ] = False,
@@ -127,9 +132,13 @@ def references_add(
         "folder" if group_by_folder else "patch",
         "folder" if scale_by_folder else "set",
         skip_unusable,
+        int(band) if band is not None and band.isdigit() else band,
+        tile,
     )
     settings = Settings.from_env()
     meaning = pixel_meaning(encoding, scale, db_range)
+    if meaning is not None:
+        meaning = dataclasses.replace(meaning, nodata=nodata)
     rate = Rate(("Taking the scale", "Measuring") if _pools(meaning) else ("Measuring",), "patches")
     info = reference_module.add_reference(
         folder,
@@ -268,4 +277,4 @@ def _print_added(info: reference_module.ReferenceInfo, settings: Settings, as_js
 
 def _pools(meaning: PixelMeaning | None) -> bool:
     """Return whether a scale is taken from the patches, in a pass of its own."""
-    return meaning is not None and meaning.encoding != "studio" and meaning.scale == "pool"
+    return meaning is not None and meaning.needs_scale and meaning.scale == "pool"

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,21 @@ from numpy.typing import NDArray
 from sar_gen.amplitude import AmplitudeEncoding, Scale
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import write_atomic
-from sar_gen.patches import PixelMeaning, _in_unit, _patch_files, read_patch, read_values
+from sar_gen.patches import (
+    Patch,
+    PixelMeaning,
+    _complete,
+    _facts,
+    _in_unit,
+    _is_complex,
+    _patch_files,
+    _source,
+    _units,
+    read_patch,
+    read_tiles,
+)
 from sar_gen.quality.statistics import ARRAYS, MIN_SIDE, PatchStatistics, concat, patch_statistics
+from sar_gen.rasters import open_raster
 from sar_gen.reference_files import pack_statistics, unpack_statistics
 
 CHUNK = 64
@@ -56,12 +69,16 @@ class FolderOptions:
         scales: ``set``: one scale is pooled over all; ``folder``: one over each first-level subfolder, for
             acquisitions whose grey levels are each their own.
         skip: leave out files that cannot be used, and count them, in place of stopping at the first.
+        band: number from 1, or name, of the band that is meant of files with several.
+        tile: cut every file, a large raster, into squares of so many pixels; ``None``: every file is one patch.
     """
 
     recursive: bool = False
     groups: Literal["patch", "folder"] = "patch"
     scales: Literal["set", "folder"] = "set"
     skip: bool = False
+    band: int | str | None = None
+    tile: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,7 @@ class Built:
 
     Attributes:
         statistics: one row a patch, in the order of ``names``.
-        names: paths of the patches, relative to the folder.
+        names: paths of the patches, relative to the folder; of a tile with ``@row,column`` after it.
         encoding: of the amplitude.
         polarisation: ``VV``, ``VH``, ... or ``None`` where unknown.
         scales: the scale of the whole set under ``""``, or of each first-level subfolder under its name; empty for
@@ -150,12 +167,48 @@ def build(
         SarGenError: partial results cannot be written.
     """
     names = patch_files(folder, options.recursive)
-    job = _Job(folder, names, meaning, options, partial, max_pixels, progress, cancel)
-    pooled = meaning is not None and meaning.encoding != "studio" and meaning.scale == "pool"
+    counts = [_patches_in(folder / name, options, max_pixels) for name in names]
+    job = _Job(folder, names, meaning, options, partial, max_pixels, progress, cancel, counts)
+    pooled = meaning is not None and meaning.needs_scale and meaning.scale == "pool"
     scales = _pooled_scales(job) if pooled else {}
     built = _measured(job, scales)
     shutil.rmtree(partial, ignore_errors=True)
     return built
+
+
+def known_meaning(
+    folder: Path, meaning: PixelMeaning | None, options: FolderOptions, max_pixels: int
+) -> PixelMeaning | None:
+    """Return the meaning of a folder's pixels: complex signal says it itself, its modulus is linear amplitude."""
+    if meaning is not None:
+        return meaning
+    names = patch_files(folder, options.recursive)
+    return PixelMeaning("amplitude") if all(_is_complex(folder / name, max_pixels) for name in names) else None
+
+
+def shown_patch(
+    folder: Path, name: str, meaning: PixelMeaning | None, scales: dict[str, Scale], options: FolderOptions,
+    max_pixels: int,
+) -> Patch:  # fmt: skip
+    """Read a patch of a set by its name in ``Built.names``."""
+    path, _, place = name.partition("@") if options.tile is not None else (name, "", "")
+    meaning = with_scale(meaning, scales, path)
+    if options.tile is None or not place:
+        return read_patch(folder / path, meaning, max_pixels, band=options.band)
+    row, column = (int(part) for part in place.split(","))
+    window = (row, column, options.tile, options.tile)
+    return read_patch(folder / path, meaning, max_pixels, band=options.band, window=window)
+
+
+def _patches_in(path: Path, options: FolderOptions, max_pixels: int) -> int:
+    """Return how many patches a file can give: one, or all tiles of a raster."""
+    if options.tile is None:
+        return 1
+    try:
+        with open_raster(path, max_pixels) as raster:
+            return (raster.height // options.tile) * (raster.width // options.tile)
+    except InputError:
+        return 1  # said, or left out, when it is read
 
 
 def with_scale(meaning: PixelMeaning | None, scales: dict[str, Scale], name: str) -> PixelMeaning | None:
@@ -166,6 +219,9 @@ def with_scale(meaning: PixelMeaning | None, scales: dict[str, Scale], name: str
 
 
 # Passes ------------------------------------------------------------------------------------------------------------
+
+_Row = tuple[PatchStatistics, str, str, str | None]
+"""Of one patch: its statistics, its name in the set, encoding and polarisation."""
 
 
 @dataclass(frozen=True)
@@ -178,12 +234,19 @@ class _Job:
     max_pixels: int
     progress: Progress | None
     cancel: threading.Event | None
+    counts: list[int]
+    """Patches in each file: one, or its tiles."""
 
-    def chunks(self) -> Iterator[list[str]]:
-        for first in range(0, len(self.names), CHUNK):
-            yield self.names[first : first + CHUNK]
+    def chunks(self) -> Iterator[tuple[list[str], int, int]]:
+        """Yield files, the patches before them, and theirs."""
+        size = CHUNK if self.options.tile is None else 1
+        done = 0
+        for first in range(0, len(self.names), size):
+            count = sum(self.counts[first : first + size])
+            yield self.names[first : first + size], done, count
+            done += count
 
-    def each(self, function: Callable[[str], Any], names: Iterable[str], done: int) -> list[Any]:
+    def each(self, function: Callable[[str], Any], names: Sequence[str], done: int) -> list[Any]:
         """Return ``function`` of every name, in order; a file that is left out gives a sentence."""
 
         def one(name: str) -> Any:
@@ -197,13 +260,16 @@ class _Job:
                     return text
                 raise InputError(text) from error
 
+        if len(names) == 1:
+            return [one(names[0])]
         results = []
         with ThreadPoolExecutor(WORKERS) as pool:
             try:
                 for result in pool.map(one, names):
                     results.append(result)
                     self.tell(done + len(results))
-                    self.check()
+                    if len(results) < len(names):  # a chunk that is whole is kept
+                        self.check()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -215,16 +281,16 @@ class _Job:
 
     def tell(self, done: int) -> None:
         if self.progress is not None:
-            self.progress(done, len(self.names))
+            self.progress(done, sum(self.counts))
 
 
 def _pooled_scales(job: _Job) -> dict[str, Scale]:
     """Return the scale of the set, or of each first-level subfolder, from the pixels of all patches."""
     assert job.meaning is not None
     totals: dict[str, tuple[int, float, float]] = {}
-    patches: dict[str, int] = {}
-    done = 0
-    for chunk in job.chunks():
+    files: dict[str, int] = {}
+    first_of: dict[str, str] = {}
+    for chunk, done, count in job.chunks():
         path = _partial_file(job, chunk, "pixels", job.meaning).with_suffix(".json")
         moments = _read_json(path)
         if moments is None:
@@ -232,32 +298,49 @@ def _pooled_scales(job: _Job) -> dict[str, Scale]:
             write_atomic(path, json.dumps(moments).encode())
         for name, moment in zip(chunk, moments, strict=True):
             if not isinstance(moment, str):
+                first_of.setdefault(moment[3], name)
                 key = "" if job.options.scales == "set" else _subfolder(name)
                 totals[key] = _added(totals.get(key, (0, 0.0, 0.0)), moment)
-                patches[key] = patches.get(key, 0) + 1
-        done += len(chunk)
-        job.tell(done)
+                files[key] = files.get(key, 0) + 1
+        if len(first_of) > 1 and job.meaning.encoding in ("amplitude", "intensity"):
+            kinds = ", ".join(f"{kind} ({name})" for kind, name in first_of.items())
+            raise InputError(
+                f"{job.folder.name} mixes {kinds}, whose values cannot have one scale; put each kind in a folder of "
+                "its own."
+            )
+        job.tell(done + count)
     scales = {}
-    for key, (count, mean, spread) in totals.items():
-        source = f"all {patches[key]} patches of {key or job.folder.name}"
+    for key, (size, mean, spread) in totals.items():
+        source = f"all {files[key]} {'patches' if job.options.tile is None else 'files'} of {key or job.folder.name}"
         try:
-            scales[key] = Scale(mean, (spread / count) ** 0.5, source)
+            scales[key] = Scale(mean, (spread / size) ** 0.5, source)
         except InputError:
             raise InputError(f"The pixels of {source} are all zero; a set needs some signal.") from None
     return scales
 
 
-def _moments(job: _Job, name: str) -> list[float]:
-    """Return number, mean and sum of squared deviations of a file's linear amplitude, in its own unit."""
-    assert job.meaning is not None
-    values, metadata = read_values(job.folder / name, job.max_pixels)
-    _check_side(values.shape)
-    unit = _in_unit(values, metadata, job.meaning, Path(name).name).astype(np.float64)
-    mean = float(unit.mean())
-    return [unit.size, mean, float(np.square(unit - mean).sum())]
+def _moments(job: _Job, name: str) -> list[Any]:
+    """Return number, mean and sum of squared deviations of a file's linear amplitude, and the kind of its values."""
+    with _source(job.folder / name, job.meaning, job.max_pixels, job.options.band) as source:
+        kind = "floats" if source.raster.dtype.kind in "fc" else f"{source.raster.dtype.name} values"
+        if job.options.tile is not None:
+            units: Iterable[NDArray[Any]] = _units(source)
+        else:
+            values = _complete(source, source.raster.window(None))
+            _check_side(values.shape)
+            units = [_in_unit(values, _facts(source.raster), source.meaning, source.raster.name)]
+        total = (0, 0.0, 0.0)
+        for unit in units:
+            job.check()
+            array = unit.astype(np.float64)
+            mean = float(array.mean())
+            total = _added(total, [array.size, mean, float(np.square(array - mean).sum())])
+    if not total[0]:
+        raise InputError(f"{name} has no pixels with data.")
+    return [*total, kind]
 
 
-def _added(total: tuple[int, float, float], moment: list[float]) -> tuple[int, float, float]:
+def _added(total: tuple[int, float, float], moment: Sequence[Any]) -> tuple[int, float, float]:
     """Return number, mean and sum of squared deviations of two sets of pixels (Chan, Golub, LeVeque 1979)."""
     count, mean, spread = total
     size, own, squares = int(moment[0]), moment[1], moment[2]
@@ -274,14 +357,13 @@ def _measured(job: _Job, scales: dict[str, Scale]) -> Built:
     kinds: set[tuple[str, str | None]] = set()
     skipped: list[str] = []
     seen: set[str] = set()
-    done = 0
-    for chunk in job.chunks():
+    for chunk, done, count in job.chunks():
         statistics, facts = _measured_chunk(job, chunk, scales, done)
         rows = [row for row, name in enumerate(facts["names"]) if name not in seen]
         seen.update(facts["names"])  # a PNG and the float amplitude beside it are one patch
         if not arrays:
             arrays = {
-                key: np.empty((len(job.names), *value.shape[1:]), value.dtype)
+                key: np.empty((sum(job.counts), *value.shape[1:]), value.dtype)
                 for key, value in statistics.arrays.items()
             }
         for key, value in statistics.arrays.items():
@@ -291,8 +373,7 @@ def _measured(job: _Job, scales: dict[str, Scale]) -> Built:
         skipped += facts["skipped"]
         kinds |= {(kind[0], kind[1]) for kind in facts["kinds"]}
         _check_alike(job.folder.name, kinds)
-        done += len(chunk)
-        job.tell(done)
+        job.tell(done + count)
     if not names:
         raise InputError(f"None of the {len(job.names)} files of {job.folder} can be used; the first: {skipped[0]}")
     encoding, polarisation = next(iter(kinds))
@@ -320,28 +401,44 @@ def _measured_chunk(
         except (SarGenError, OSError):
             pass  # damaged: measured again
 
-    def measure(name: str) -> tuple[PatchStatistics, str, str, str | None]:
-        patch = read_patch(job.folder / name, with_scale(job.meaning, scales, name), job.max_pixels)
-        _check_side(patch.amplitude.shape)
-        read = name if patch.path is None else patch.path.relative_to(job.folder).as_posix()
-        return patch_statistics([patch.amplitude]), read, patch.encoding, patch.polarisation
+    def measure(name: str) -> list[_Row]:
+        meaning = with_scale(job.meaning, scales, name)
+        if job.options.tile is None:
+            return [_row(job, name, read_patch(job.folder / name, meaning, job.max_pixels, band=job.options.band))]
+        rows = []
+        tiles = read_tiles(job.folder / name, meaning, job.options.tile, job.max_pixels, band=job.options.band)
+        for patch in tiles:
+            job.check()
+            rows.append(_row(job, name, patch))
+            job.tell(done + len(rows))
+        return rows
 
     results = job.each(measure, chunk, done)
-    kept: dict[str, tuple[PatchStatistics, str, str, str | None]] = {}
+    kept: dict[str, _Row] = {}
     for result in results:
-        if not isinstance(result, str):
-            kept.setdefault(result[1], result)
-    statistics = concat([result[0] for result in kept.values()])
-    if job.options.groups == "folder":
-        shared = tuple(Path(name).parent.name or job.folder.name for name in kept)
-        statistics = dataclasses.replace(statistics, groups=shared)
+        for row in () if isinstance(result, str) else result:
+            kept.setdefault(row[1], row)
+    statistics = concat([row[0] for row in kept.values()])
     facts = {
         "names": list(kept),
-        "kinds": sorted({(result[2], result[3]) for result in kept.values()}, key=str),
+        "kinds": sorted({(row[2], row[3]) for row in kept.values()}, key=str),
         "skipped": [result for result in results if isinstance(result, str)],
     }
     write_atomic(path, pack_statistics(statistics, **facts))
     return statistics, facts
+
+
+def _row(job: _Job, name: str, patch: Patch) -> _Row:
+    _check_side(patch.amplitude.shape)
+    statistics = patch_statistics([patch.amplitude])
+    read = name if patch.path is None else patch.path.relative_to(job.folder).as_posix()
+    if job.options.groups == "folder":
+        statistics = dataclasses.replace(statistics, groups=(Path(read).parent.name or job.folder.name,))
+    elif patch.group:
+        statistics = dataclasses.replace(statistics, groups=(patch.group,))
+    if patch.window is not None:
+        read = f"{read}@{patch.window[0]},{patch.window[1]}"
+    return statistics, read, patch.encoding, patch.polarisation
 
 
 def _check_alike(name: str, kinds: set[tuple[str, str | None]]) -> None:

@@ -36,8 +36,9 @@ from sar_gen.reference_build import (
     Progress,
     build,
     folder_digest,
+    known_meaning,
     patch_files,
-    with_scale,
+    shown_patch,
 )
 from sar_gen.reference_files import (
     SUFFIX,
@@ -221,6 +222,7 @@ def add_reference(
         raise InputError(f"{folder} is not a folder; give the folder that holds the patches.")
     if meaning is not None and polarisation is not None:
         meaning = dataclasses.replace(meaning, polarisation=polarisation)
+    meaning = known_meaning(folder, meaning, options, settings.max_pixels)
     digest = folder_digest(folder, meaning, options)
     measured = _measured_folder(folder, meaning, options, settings, progress, cancel)
     entry: dict[str, Any] = {
@@ -594,6 +596,7 @@ def _meaning(data: dict[str, Any] | None) -> PixelMeaning | None:
         Scale.from_json(scale) if isinstance(scale, dict) else scale,
         None if db_range is None else (db_range[0], db_range[1]),
         data["polarisation"],
+        data.get("nodata"),
     )
 
 
@@ -669,7 +672,9 @@ def _shared(path: Path, stamp: int) -> ReferenceSet:
 def _folder_set(path: Path, settings: Settings) -> ReferenceSet:
     """Return a folder, or file, that the studio wrote as a set."""
     if path.is_dir():
-        return _measured_folder(path.resolve(), None, DEFAULT_OPTIONS, settings)
+        folder = path.resolve()
+        meaning = known_meaning(folder, None, DEFAULT_OPTIONS, settings.max_pixels)
+        return _measured_folder(folder, meaning, DEFAULT_OPTIONS, settings)
     return from_patches([read_patch(path, None, settings.max_pixels)], path.name)
 
 
@@ -686,7 +691,7 @@ def _measured_folder(
     cache = _cache_file(digest, settings)
     if cache.is_file():
         try:
-            return _cached(cache, folder, meaning, settings)
+            return _cached(cache, folder, meaning, options, settings)
         except (SarGenError, KeyError, OSError):
             pass  # a damaged or older cache: measure again
     # Named by the folder, not by its content: a build that was cut off is gone on with when files were added.
@@ -704,17 +709,24 @@ def _measured_folder(
         "skipped_count": len(built.skipped),
     }
     write_atomic(cache, pack_statistics(built.statistics, **facts))
-    return _cached(cache, folder, meaning, settings)
+    return _cached(cache, folder, meaning, options, settings)
 
 
 @lru_cache(maxsize=8)
-def _cached(cache: Path, folder: Path, meaning: PixelMeaning | None, settings: Settings) -> ReferenceSet:
+def _cached(
+    cache: Path, folder: Path, meaning: PixelMeaning | None, options: FolderOptions, settings: Settings
+) -> ReferenceSet:
     """Return the set whose statistics the cache holds, with its patches to show."""
-    return _from_cache(cache, folder, folder.name, settings, meaning)
+    return _from_cache(cache, folder, folder.name, settings, meaning, options)
 
 
 def _from_cache(
-    cache: Path, folder: Path | None, name: str, settings: Settings, meaning: PixelMeaning | None = None
+    cache: Path,
+    folder: Path | None,
+    name: str,
+    settings: Settings,
+    meaning: PixelMeaning | None = None,
+    options: FolderOptions = DEFAULT_OPTIONS,
 ) -> ReferenceSet:
     statistics, _, facts = unpack_statistics(cache.read_bytes())
     scales = {key: Scale.from_json(scale) for key, scale in facts["scales"].items()}
@@ -722,8 +734,7 @@ def _from_cache(
     patches: tuple[Patch, ...] = ()
     if folder is not None:
         patches = tuple(
-            read_patch(folder / shown, with_scale(meaning, scales, shown), settings.max_pixels)
-            for shown in facts["shown"]
+            shown_patch(folder, shown, meaning, scales, options, settings.max_pixels) for shown in facts["shown"]
         )
     note = ""
     if facts["skipped_count"]:

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from sar_gen import reference_build, references
 from sar_gen.amplitude import Scale, normalise, pooled_scale, quantise
 from sar_gen.errors import InputError
-from sar_gen.patches import PixelMeaning
+from sar_gen.patches import PixelMeaning, read_tiles
 from sar_gen.quality.statistics import patch_statistics
 from sar_gen.reference_build import BuildStoppedError, FolderOptions, build
 from sar_gen.references import add_reference, list_references, load_reference
@@ -101,8 +101,10 @@ def test_a_cancelled_build_goes_on_where_it_ended(folder, tmp_path, monkeypatch)
         build(folder, POOLED, FolderOptions(), tmp_path / "partial", max_pixels=MAX, progress=late, cancel=stop)
     read = []
     real = reference_build.read_patch
-    monkeypatch.setattr(reference_build, "read_patch", lambda path, *a: read.append(path.name) or real(path, *a))
-    monkeypatch.setattr(reference_build, "read_values", None)  # the first pass is not made again
+    monkeypatch.setattr(
+        reference_build, "read_patch", lambda path, *a, **k: read.append(path.name) or real(path, *a, **k)
+    )
+    monkeypatch.setattr(reference_build, "_moments", None)  # the first pass is not made again
     again = build(folder, POOLED, FolderOptions(), tmp_path / "partial", max_pixels=MAX)
     assert sorted(read) == list(whole.names[CHUNK:])
     assert same(again.statistics, whole.statistics)
@@ -271,3 +273,49 @@ def test_a_picture_and_its_amplitude_are_one_patch(tmp_path):
     built = build(folder, None, FolderOptions(), tmp_path / "partial", max_pixels=MAX)
     assert built.names == tuple(f"{number:03d}.npy" for number in range(CHUNK))
     assert same(built.statistics, patch_statistics(field(number) for number in range(CHUNK)))
+
+
+def test_large_rasters_are_cut_into_tiles(tmp_path, settings):
+    """As ``read_tiles`` cuts one raster; the scale is pooled over both."""
+    folder = tmp_path / "rasters"
+    folder.mkdir()
+    rasters = [field(number, 300, 0.2 + 0.1 * number) for number in range(2)]
+    rasters[0][:10, :10] = np.nan  # without data
+    for number, raster in enumerate(rasters):
+        np.save(folder / f"scene{number}.npy", raster)
+    seen = []
+    options = FolderOptions(tile=64)
+    info = add_reference(
+        folder, "tiles", POOLED, settings, options=options, progress=lambda done, total: seen.append((done, total))
+    )
+    assert info.count == 31
+    assert {total for _, total in seen} == {32}
+    assert len({done for done, _ in seen}) == 32
+    references._cached.cache_clear()
+    reference = load_reference("tiles", settings)
+    scale = pooled_scale([raster[np.isfinite(raster)] for raster in rasters], "")
+    assert reference.scale.mean == pytest.approx(scale.mean)
+    assert reference.scale.std == pytest.approx(scale.std)
+    known = dataclasses.replace(POOLED, scale=reference.scale)
+    tiles = [patch for number in range(2) for patch in read_tiles(folder / f"scene{number}.npy", known, 64)]
+    expected = patch_statistics([tile.amplitude for tile in tiles], [tile.group for tile in tiles])
+    assert same(reference.statistics, expected)
+    assert reference.patches[0].name == "scene0_r00000_c00064"
+    for patch in reference.patches:
+        [tile] = [tile for tile in tiles if tile.name == patch.name]
+        assert (patch.amplitude == tile.amplitude).all()
+
+
+def test_kinds_of_values_are_not_mixed_and_complex_signal_says_what_it_is(tmp_path, settings):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    np.save(folder / "a.npy", field(0))
+    Image.fromarray(quantise(field(1))).save(folder / "b.png")
+    with pytest.raises(InputError, match=r"mixes floats \(a\.npy\), uint8 values \(b\.png\)"):
+        add_reference(folder, "mixed", POOLED, settings)
+    (folder / "b.png").unlink()
+    signal = field(0) * np.exp(1j * field(1)).astype(np.complex64)
+    np.save(folder / "a.npy", signal)
+    add_reference(folder, "signal", None, settings)
+    [patch] = load_reference("signal", settings).patches
+    assert patch.amplitude == pytest.approx(normalise(np.abs(signal), patch.scale))

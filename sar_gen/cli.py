@@ -12,11 +12,14 @@ import typer
 from sar_gen import checkpoints as catalogue_module
 from sar_gen import references as reference_module
 from sar_gen.cli_common import (
+    BandOption,
     Encoding,
     Json,
+    NodataOption,
     Progress,
     RangeOption,
     ScaleOption,
+    band_of,
     pixel_meaning,
     plain,
     print_json,
@@ -148,11 +151,12 @@ def compare(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write one line a patch as a CSV file.")] = None,
-    band: Annotated[str | None, typer.Option(help="Band of a raster: its number from 1, or its name.")] = None,
+    band: BandOption = None,
     window: Annotated[
         tuple[int, int, int, int] | None, typer.Option(help="Part of a raster: row, column, height and width.")
     ] = None,
     tile: Annotated[int | None, typer.Option(help="Cut a raster into squares of so many pixels.")] = None,
+    nodata: NodataOption = None,
     encoding: Encoding = None,
     scale: ScaleOption = None,
     db_range: RangeOption = None,
@@ -164,7 +168,7 @@ def compare(
 
     settings = Settings.from_env()
     progress = Progress()
-    meaning = pixel_meaning(encoding, scale, db_range)
+    meaning = pixel_meaning(encoding, scale, db_range, nodata)
     judged = _read_patches(patches, meaning, settings, progress, band=band, window=window, tile=tile)
     if Path(reference).is_dir():
         real = _read_patches(Path(reference), pixel_meaning(reference_encoding, scale, db_range), settings, progress)
@@ -375,7 +379,7 @@ def _read_patches(
     tile: int | None = None,
 ) -> list[Patch]:
     """Read a folder, a patch, a window of a raster, or the tiles of one."""
-    number = int(band) if band is not None and band.isdigit() else band
+    number = band_of(band)
     if path.is_dir():
         if window is not None or tile is not None:
             raise InputError(f"{path} is a folder; --window and --tile cut one raster: give the file.")

@@ -34,6 +34,10 @@ RangeOption = Annotated[
     tuple[float, float] | None,
     typer.Option("--db-range", help="Decibels at grey 0 and at full scale, for 8 or 16-bit files in decibels."),
 ]
+BandOption = Annotated[str | None, typer.Option("--band", help="Band of a raster: its number from 1, or its name.")]
+NodataOption = Annotated[
+    float | None, typer.Option("--nodata", help="Value of pixels without data, beside what the file says.")
+]
 
 
 def print_json(data: Any) -> None:
@@ -110,17 +114,26 @@ class Rate:
 
 
 def pixel_meaning(
-    encoding: PatchEncoding | None, scale: tuple[float, float] | None, db_range: tuple[float, float] | None
+    encoding: PatchEncoding | None,
+    scale: tuple[float, float] | None,
+    db_range: tuple[float, float] | None,
+    nodata: float | None = None,
 ) -> PixelMeaning | None:
     """Return what the options say of the pixels; ``None`` leaves it to what the studio wrote into the files."""
     if encoding is None:
-        if scale is not None or db_range is not None:
+        if scale is not None or db_range is not None or nodata is not None:
             raise InputError(
-                "A scale or a decibel range needs an encoding; add --encoding amplitude, intensity or db."
+                "A scale, a decibel range or a value for no data needs an encoding; add --encoding amplitude, "
+                "intensity or db."
             )
         return None
     known: Scale | Literal["pool"] = "pool" if scale is None else Scale(*scale, source="given by the user")
-    return PixelMeaning(encoding.value, known, db_range)  # type: ignore[arg-type]
+    return PixelMeaning(encoding.value, known, db_range, nodata=nodata)  # type: ignore[arg-type]
+
+
+def band_of(text: str | None) -> int | str | None:
+    """Return a band as its number, where the option holds one, or as its name."""
+    return int(text) if text is not None and text.isdigit() else text
 
 
 def plain(value: Any) -> str:

@@ -11,12 +11,15 @@ import typer
 
 from sar_gen import references as reference_module
 from sar_gen.cli_common import (
+    BandOption,
     Encoding,
     Json,
+    NodataOption,
     PatchEncoding,
     RangeOption,
     Rate,
     ScaleOption,
+    band_of,
     finite,
     pixel_meaning,
     plain,
@@ -116,11 +119,11 @@ def references_add(
         bool,
         typer.Option("--scale-by-folder", help="One mean and std a first-level subfolder, not one for the set."),
     ] = False,
-    band: Annotated[str | None, typer.Option(help="Band of a raster: its number from 1, or its name.")] = None,
+    band: BandOption = None,
     tile: Annotated[
         int | None, typer.Option(help="Cut every file, a large raster, into squares of so many pixels.")
     ] = None,
-    nodata: Annotated[float | None, typer.Option(help="Value that stands for no data.")] = None,
+    nodata: NodataOption = None,
     skip_unusable: Annotated[
         bool, typer.Option("--skip-unusable", help="Leave out files that cannot be used, and say how many.")
     ] = False,
@@ -132,13 +135,11 @@ def references_add(
         "folder" if group_by_folder else "patch",
         "folder" if scale_by_folder else "set",
         skip_unusable,
-        int(band) if band is not None and band.isdigit() else band,
+        band_of(band),
         tile,
     )
     settings = Settings.from_env()
-    meaning = pixel_meaning(encoding, scale, db_range)
-    if meaning is not None:
-        meaning = dataclasses.replace(meaning, nodata=nodata)
+    meaning = pixel_meaning(encoding, scale, db_range, nodata)
     rate = Rate(("Taking the scale", "Measuring") if _pools(meaning) else ("Measuring",), "patches")
     info = reference_module.add_reference(
         folder,

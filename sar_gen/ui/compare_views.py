@@ -29,6 +29,7 @@ COLUMNS: dict[str, tuple[str, str]] = {  # of the table of patches: title and th
     "Speckle": ("correlation of neighbouring speckle", "speckle_correlation"),
     "Spectr.": ("the worse of radial and angular power spectrum", "spectrum"),
 }
+NAME_KEPT = 6  # characters of what all names share that are still shown
 NO_TEXTURE = 100  # beyond it a law's texture parameter says that there is none
 EMPTY = (
     '<div class="sg-blank"><h3>Nothing compared yet</h3><p>Drop SAR patches that any model made, or take a run of the '
@@ -60,8 +61,9 @@ def verdict(comparison: Comparison) -> str:
     if comparison.warnings:
         lines = "".join(f"<li>{escape(text)}</li>" for text in comparison.warnings)
         warnings = f'<ul class="sg-warnings" aria-label="Warnings">{lines}</ul>'
+    prompt = "".join(f"<p>{escape(note)}</p>" for note in report.notes if note.startswith("Prompt:"))
     return (
-        f'<div class="sg-verdict {verdict_class(report)}" role="status"><p>{escape(report.verdict)}</p>'
+        f'<div class="sg-verdict {verdict_class(report)}" role="status"><p>{escape(report.verdict)}</p>{prompt}'
         f"<small>{escape(count)}</small></div>{warnings}"
     )
 
@@ -73,7 +75,9 @@ def rows_table(comparison: Comparison) -> str:
         f"{title}</th>"
         for title, (meaning, _) in COLUMNS.items()
     )
-    body = "".join(_patch_row(row) for row in comparison.rows[:MOST_ROWS])
+    shown = comparison.rows[:MOST_ROWS]
+    names = short_names([row.name for row in shown])
+    body = "".join(_patch_row(row, name) for row, name in zip(shown, names, strict=True))
     more = len(comparison.rows) - MOST_ROWS
     note = views.sentence(f"{more} more patches are in the CSV.") if more > 0 else ""
     return (
@@ -83,7 +87,28 @@ def rows_table(comparison: Comparison) -> str:
     )
 
 
-def _patch_row(row: PatchRow) -> str:
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names without most of a long beginning and end that all share: it would hide what tells them apart."""
+    start = _shared(names)
+    end = _shared([name[start:][::-1] for name in names])
+    cut = start - NAME_KEPT if start > 2 * NAME_KEPT else 0
+    tail = end if end > 2 * NAME_KEPT else 0
+    if len(names) < 2 or not cut + tail:
+        return list(names)
+    return [f"{'…' if cut else ''}{name[cut : len(name) - tail]}{'…' if tail else ''}" for name in names]
+
+
+def _shared(texts: Sequence[str]) -> int:
+    """Return how many characters at the beginning all texts share."""
+    count = 0
+    for characters in zip(*texts, strict=False):
+        if len(set(characters)) > 1:
+            break
+        count += 1
+    return count
+
+
+def _patch_row(row: PatchRow, short: str) -> str:
     cells = ""
     for _, start in COLUMNS.values():
         known = [ratio for name, ratio in row.ratios.items() if name.startswith(start) and ratio is not None]
@@ -93,7 +118,7 @@ def _patch_row(row: PatchRow) -> str:
     # The end of a name tells files apart, so that it is the start that gives way (see style.css).
     return (
         f'<tr data-patch="{row.index}" tabindex="0" aria-selected="false"><th scope="row" title="{name}">'
-        f"<bdi>{name}</bdi></th><td>{escape(title_of(row.worst)) if row.worst else '–'}</td>"
+        f"<bdi>{escape(short)}</bdi></th><td>{escape(title_of(row.worst)) if row.worst else '–'}</td>"
         f"<td{_graded(row.ratio)}><b>{_times(row.ratio)}</b></td>{cells}</tr>"
     )
 
@@ -181,19 +206,22 @@ def laws_table(fits: Sequence[LawFit], real: Sequence[LawFit]) -> str:
         f"distributions. Of the pixels, {fits[0].zero_share:.1%} are 0 and left out, {fits[0].clipped_share:.1%} are "
         f"clipped at 1 and {fits[0].floor_share:.1%} lie on a floor; these {hidden:.1%} are censored, not fitted."
     )
+    columns = "".join(f'<th scope="col">{title}</th>' for title in ("BIC", "KS", "Looks", "Texture"))
+    of_real = '<th scope="col" class="first">KS</th><th scope="col">Looks</th><th scope="col">Texture</th>'
     return (
-        '<table class="sg-laws"><thead><tr><th scope="col">Law</th><th scope="col">BIC</th><th scope="col">KS</th>'
-        '<th scope="col">Looks</th><th scope="col">Texture</th><th scope="col">Real: KS</th>'
-        f'<th scope="col">Looks</th><th scope="col">Texture</th></tr></thead><tbody>{body}</tbody></table>'
-        f"{views.sentence(note)}"
+        '<table class="sg-laws"><thead><tr><th></th><th class="of" colspan="4">judged</th>'
+        f'<th class="of first" colspan="3">real</th></tr><tr><th scope="col">Law</th>{columns}{of_real}</tr></thead>'
+        f"<tbody>{body}</tbody></table>{views.sentence(note)}"
     )
 
 
 def _law_row(fit: LawFit, real: LawFit | None, best: float) -> str:
     difference = fit.bic - best
-    cells = [f"+{difference:,.0f}" if difference else "0", f"{fit.ks:.3f}", _plain(fit.looks), _texture(fit.texture)]
-    cells += ["–", "–", "–"] if real is None else [f"{real.ks:.3f}", _plain(real.looks), _texture(real.texture)]
-    return f'<tr><th scope="row">{escape(fit.title)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+    made = [f"+{difference:,.0f}" if difference else "0", f"{fit.ks:.3f}", _plain(fit.looks), _texture(fit.texture)]
+    theirs = ["–"] * 3 if real is None else [f"{real.ks:.3f}", _plain(real.looks), _texture(real.texture)]
+    cells = "".join(f"<td>{cell}</td>" for cell in made) + f'<td class="first">{theirs[0]}</td>'
+    cells += "".join(f"<td>{cell}</td>" for cell in theirs[1:])
+    return f'<tr><th scope="row">{escape(fit.title)}</th>{cells}</tr>'
 
 
 def _texture(value: float | None) -> str:

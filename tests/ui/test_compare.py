@@ -384,6 +384,16 @@ def test_the_table_is_sorted_by_the_worst_measure_and_escaped(comparison):
     assert order[-1] == 0, "the patch that is like the real ones is the least bad"
 
 
+def test_names_are_shortened_where_they_are_alike():
+    long = [f"patch_{number:03d}_of_a_model.npy" for number in range(3)]
+    assert compare_views.short_names(long) == ["patch_000…", "patch_001…", "patch_002…"]
+    models = ["made-by-another-model-0.png", "made-by-another-model-1.png"]
+    assert compare_views.short_names(models) == ["…model-0.png", "…model-1.png"]
+    assert compare_views.short_names(["a.png", "b.npy"]) == ["a.png", "b.npy"]
+    for alike in (["one-and-only-patch-of-this.npy"], ["a-name-of-two-files.npy"] * 2):
+        assert all(compare_views.short_names(alike))
+
+
 def test_the_verdict_shows_every_warning(comparison):
     told = dataclasses.replace(comparison, warnings=("The looks differ.", ATTACK))
     html = compare_views.verdict(told)
@@ -395,7 +405,7 @@ def test_the_verdict_shows_every_warning(comparison):
 
 def test_laws_stand_beside_those_of_the_reference(comparison):
     html = compare_views.laws_table(comparison.fits, comparison.reference_fits)
-    assert html.count("<tr>") == 1 + len(comparison.fits)
+    assert html.count("<tr>") == 2 + len(comparison.fits)
     assert "No law can be fitted" in compare_views.laws_table((), ())
 
 

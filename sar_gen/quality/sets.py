@@ -185,6 +185,11 @@ class SetReport:
     words: str
     notes: tuple[str, ...]
 
+    @property
+    def text(self) -> str:
+        """The words of the sets and of the copies."""
+        return self.words if self.memorisation is None else f"{self.words} {self.memorisation.words}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as strict JSON data (no NaN, no infinity)."""
         return {

@@ -2,34 +2,26 @@
 
 Three kinds: statistics that ship with the studio (``assets/references``, built by ``sar_gen.reference_statistics``;
 the patches themselves are not there), the real Sentinel-1 patches inside the installed package ``bigearthnet-common``
-(these may be shown), and the user's own folders. VV and VH are never pooled in one set.
+(these may be shown), and the user's own: folders, sets that somebody shared as a file, and open data that were pulled
+(``sar_gen.open_data``). VV and VH are never pooled in one set.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
-import io
 import json
 import re
 import shutil
-import tarfile
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sar_gen.amplitude import S1_VV, AmplitudeEncoding, Scale, db_to_linear, normalise, pooled_scale
+from sar_gen.amplitude import Scale
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import describe_os_error, write_atomic
-from sar_gen.patches import Patch, PixelMeaning, read_patch, read_values
-from sar_gen.quality.statistics import PatchStatistics, patch_statistics
+from sar_gen.patches import Patch, PixelMeaning, read_patch
 from sar_gen.reference_build import (
     SHOWN,
     FolderOptions,
@@ -48,80 +40,18 @@ from sar_gen.reference_files import (
     unpack_set,
     unpack_statistics,
 )
+from sar_gen.reference_packaged import packaged_infos, packaged_set
+from sar_gen.reference_sets import ReferenceInfo, ReferenceSet, check_comparable, from_patches
 from sar_gen.settings import Settings
+
+__all__ = [
+    "INDEX", "SHOWN", "ReferenceInfo", "ReferenceSet", "add_reference", "check_comparable", "export_reference",
+    "free_name", "from_patches", "import_reference", "list_references", "load_reference", "pack_statistics",
+    "pulled_folder", "remove_reference", "unpack_statistics",
+]  # fmt: skip
 
 INDEX = "index.json"
 DEFAULT_OPTIONS = FolderOptions()
-
-BEN_PACKAGE = "bigearthnet_common"
-BEN_FILE = "BigEarthNet-S1-Example.tar.bz2"
-BEN_COUNT = 6
-BEN_CREDIT = (
-    "BigEarthNet (Sumbul, Charfuelan, Demir, Markl 2019; Sumbul et al. 2021), from the package bigearthnet-common; "
-    "contains modified Copernicus Sentinel data 2017-2018."
-)
-BEN_LICENCE = "CDLA-Permissive-1.0 (BigEarthNet); Apache-2.0 (package)"
-SENSOR = "Sentinel-1 IW, C band, 10 m"
-
-Origin = Literal["shipped", "package", "user", "folder"]
-
-
-@dataclass(frozen=True)
-class ReferenceInfo:
-    """What is known of a set without loading it.
-
-    Attributes:
-        name: what it is asked for by.
-        title: what the user reads.
-        count: number of patches.
-        polarisation: ``VV``, ``VH``, ... or ``None`` where unknown.
-        encoding: of its amplitude.
-        has_patches: whether real patches can be shown, not only their statistics.
-        credit: whose data.
-        origin: where it comes from.
-    """
-
-    name: str
-    title: str
-    count: int
-    polarisation: str | None
-    encoding: AmplitudeEncoding
-    has_patches: bool
-    credit: str
-    origin: Origin
-
-
-@dataclass(frozen=True)
-class ReferenceSet:
-    """A set of real SAR.
-
-    Attributes:
-        name: what it is asked for by.
-        title: what the user reads.
-        encoding: of its amplitude.
-        polarisation: ``VV``, ``VH``, ... or ``None`` where unknown.
-        sensor: in words.
-        statistics: one row a patch.
-        patches: real patches to show: none where only statistics ship, at most ``SHOWN`` of a user's set.
-        scale: the pair that brought linear amplitude to [0, 1], one for the set; ``None`` where unknown.
-        credit: whose data.
-        licence: on what terms.
-        note: what one should know when comparing.
-        splits: one of ``train`` and ``reference`` a patch where the source was split, else empty.
-    """
-
-    name: str
-    title: str
-    encoding: AmplitudeEncoding
-    polarisation: str | None
-    sensor: str
-    statistics: PatchStatistics
-    patches: tuple[Patch, ...] = ()
-    scale: Scale | None = None
-    credit: str = ""
-    licence: str = ""
-    note: str = ""
-    splits: tuple[str, ...] = ()
 
 
 def list_references(settings: Settings) -> list[ReferenceInfo]:
@@ -139,11 +69,7 @@ def list_references(settings: Settings) -> list[ReferenceInfo]:
         )
         for entry in _index(settings.assets / "references" / INDEX)["sets"]
     ]
-    if _ben_archive() is not None:
-        infos += [
-            ReferenceInfo(f"ben-{p.lower()}", _ben_title(p), BEN_COUNT, p, "linear", True, BEN_CREDIT, "package")
-            for p in ("VV", "VH")
-        ]
+    infos += packaged_infos()
     return infos + [_user_info(entry) for entry in _registry(settings)]
 
 
@@ -165,7 +91,7 @@ def load_reference(name_or_folder: str | Path, settings: Settings) -> ReferenceS
         if entry["name"] == name:
             return _shipped(settings.assets / "references", name)
     if name in ("ben-vv", "ben-vh"):
-        return _packaged("VV" if name == "ben-vv" else "VH")
+        return packaged_set("VV" if name == "ben-vv" else "VH")
     for entry in _registry(settings):
         if entry["name"] == name:
             return _user_set(entry, settings)
@@ -348,94 +274,6 @@ def import_reference(path: Path, settings: Settings, *, name: str | None = None)
     return _recorded(entry, settings)
 
 
-def from_patches(
-    patches: Sequence[Patch],
-    name: str,
-    *,
-    title: str | None = None,
-    sensor: str = "unknown sensor",
-    credit: str = "",
-    licence: str = "",
-    note: str = "",
-    statistics: PatchStatistics | None = None,
-) -> ReferenceSet:
-    """Return patches as a set, measured unless ``statistics`` are given.
-
-    Patches with a ``group`` keep it; every other one is a group of its own.
-
-    Raises:
-        InputError: there is no patch, or they differ in encoding or polarisation.
-    """
-    if not patches:
-        raise InputError(f"The reference set {name!r} has no patches; give at least one.")
-    for attribute, what in (("encoding", "amplitude encoding"), ("polarisation", "polarisation")):
-        values = sorted({str(getattr(patch, attribute)) for patch in patches})
-        if len(values) > 1:
-            raise InputError(
-                f"The patches of {name!r} differ in {what} ({', '.join(values)}), which are never pooled; "
-                "make one set of each."
-            )
-    if statistics is None:
-        statistics = patch_statistics(patch.amplitude for patch in patches)
-        groups = tuple(p.group or own for p, own in zip(patches, statistics.groups, strict=True))
-        statistics = dataclasses.replace(statistics, groups=groups)
-    scales = {patch.scale for patch in patches}
-    return ReferenceSet(
-        name=name,
-        title=title or name,
-        encoding=patches[0].encoding,
-        polarisation=patches[0].polarisation,
-        sensor=sensor,
-        statistics=statistics,
-        patches=tuple(patches),
-        scale=scales.pop() if len(scales) == 1 else None,
-        credit=credit or next((patch.credit for patch in patches if patch.credit), ""),
-        licence=licence,
-        note=note,
-    )
-
-
-def check_comparable(reference: ReferenceSet, encoding: AmplitudeEncoding, polarisation: str | None) -> list[str]:
-    """Say what stands between a reference set and patches of a checkpoint, before they are compared.
-
-    Decibel floats are brought to linear amplitude when they are read, exactly; an 8-bit decibel picture of unknown
-    range cannot be, and so cannot be compared with linear amplitude.
-
-    Args:
-        reference: the set.
-        encoding: of the checkpoint's output.
-        polarisation: of the checkpoint's output or of the prompt (``VV``, ``VH``, ``VV+VH``); ``None`` is unknown.
-
-    Returns:
-        Warnings, one sentence each.
-
-    Raises:
-        InputError: the encodings cannot be reconciled.
-    """
-    warnings = []
-    names = {"linear": "linear amplitude", "db": "decibels of unknown range", "unknown": "an unknown encoding"}
-    if {encoding, reference.encoding} == {"linear", "db"}:
-        raise InputError(
-            f"The checkpoint gives {names[encoding]} and {reference.name} is in {names[reference.encoding]}, which "
-            "cannot be converted exactly; choose a reference set in the checkpoint's own encoding."
-        )
-    if "unknown" in (encoding, reference.encoding):
-        whose = "checkpoint's" if encoding == "unknown" else "reference set's"
-        warnings.append(
-            f"The {whose} amplitude encoding is unknown, so distances to {reference.name} mean little: they mix the "
-            "encoding's difference with the pictures'."
-        )
-    elif encoding == "db":
-        warnings.append("Both are decibel pictures; their distances mean something only if their ranges are the same.")
-    generated = set(re.findall(r"[HV]{2}", (polarisation or "").upper()))
-    if reference.polarisation and generated and reference.polarisation.upper() not in generated:
-        warnings.append(
-            f"{reference.name} is {reference.polarisation} and the patches are {polarisation}: they differ in level "
-            f"and texture whatever the checkpoint does; choose a {polarisation} set."
-        )
-    return warnings
-
-
 @lru_cache(maxsize=4)
 def _index(path: Path) -> dict[str, Any]:
     try:
@@ -468,79 +306,6 @@ def _shipped(folder: Path, name: str) -> ReferenceSet:
         licence=entry["licence"],
         note=entry["note"],
         splits=splits,
-    )
-
-
-def _ben_archive() -> Path | None:
-    # Importing the package would make folders and needs a pydantic that it no longer finds; its file is all we want.
-    spec = importlib.util.find_spec(BEN_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(next(iter(spec.submodule_search_locations))) / BEN_FILE
-    return path if path.is_file() else None
-
-
-def _ben_title(polarisation: str) -> str:
-    return f"BigEarthNet, six mixed landscapes (Sentinel-1 {polarisation})"
-
-
-@lru_cache(maxsize=2)
-def _packaged(polarisation: str) -> ReferenceSet:
-    """Return the six BigEarthNet patches: float32 sigma0 in dB, 120 x 120, so their conversion is exact.
-
-    VV takes the scale of ``S1_VV``, which is sigma0 amplitude too. No calibrated VH scale exists, so VH takes the
-    pair of its own six patches.
-    """
-    found = _ben_archive()
-    if found is None:
-        raise InputError(
-            "The BigEarthNet patches come with the package bigearthnet-common, which is not installed; run "
-            "'pip install bigearthnet-common==2.8.0', or choose another reference set."
-        )
-    linear: dict[str, NDArray[Any]] = {}
-    labels: dict[str, list[str]] = {}
-    try:
-        with tarfile.open(found) as archive:
-            for member in archive.getmembers():
-                if not member.isfile():
-                    continue
-                patch_id = Path(member.name).parent.name
-                file = archive.extractfile(member)
-                if file is None:
-                    continue
-                if member.name.endswith(f"_{polarisation}.tif"):
-                    decibels, _ = read_values(Path(member.name), file=io.BytesIO(file.read()))
-                    linear[patch_id] = db_to_linear(decibels.astype(np.float64))
-                elif member.name.endswith("_labels_metadata.json"):
-                    labels[patch_id] = json.load(file)["labels"]
-    except (OSError, EOFError, ValueError, KeyError, tarfile.TarError) as error:
-        raise SarGenError(f"{found} cannot be read ({error}); install bigearthnet-common again.") from error
-    if polarisation == "VV":
-        scale = S1_VV
-        note = f"Scale of {S1_VV.source}, so levels compare with the s1 VV sets."
-    else:
-        scale = pooled_scale(linear.values(), "the six BigEarthNet example patches, VH, sigma0 amplitude")
-        note = "Scale of these six patches themselves: levels do not compare with s1-vh, which is uncalibrated."
-    patches = [
-        Patch(
-            amplitude=normalise(linear[patch_id], scale),
-            name=f"{', '.join(labels.get(patch_id, ['no label']))} ({patch_id})",
-            encoding="linear",
-            polarisation=polarisation,
-            scale=scale,
-            group=patch_id,
-            credit=BEN_CREDIT,
-        )
-        for patch_id in sorted(linear)
-    ]
-    return from_patches(
-        patches,
-        f"ben-{polarisation.lower()}",
-        title=_ben_title(polarisation),
-        sensor=SENSOR,
-        credit=BEN_CREDIT,
-        licence=BEN_LICENCE,
-        note=f"Six patches of 120 x 120 pixels from different countries; a small set, so its floors are wide. {note}",
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from sar_gen import references
+from sar_gen import reference_packaged, references
 from sar_gen.amplitude import S1_VV, Scale, quantise
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.patches import Patch, PixelMeaning
@@ -157,7 +157,7 @@ def test_packaged_patches_load(name, polarisation, settings):
 
 def test_packaged_decibels_become_amplitude_exactly(settings):
     """Independent path: tifffile on the archive, 10 ** (dB / 20) / (mean + 3 std)."""
-    archive = references._ben_archive()
+    archive = reference_packaged._archive()
     amplitudes = {patch.group: patch.amplitude for patch in load_reference("ben-vv", settings).patches}
     vh = {patch.group: patch.amplitude for patch in load_reference("ben-vh", settings).patches}
     linear_vh = []
@@ -178,8 +178,8 @@ def test_packaged_decibels_become_amplitude_exactly(settings):
 
 
 def test_without_the_package_one_sentence(monkeypatch, settings):
-    monkeypatch.setattr(references, "BEN_PACKAGE", "no_such_package")
-    references._packaged.cache_clear()
+    monkeypatch.setattr(reference_packaged, "PACKAGE", "no_such_package")
+    reference_packaged.packaged_set.cache_clear()
     assert not [info for info in list_references(settings) if info.name.startswith("ben")]
     with pytest.raises(InputError, match="pip install bigearthnet-common"):
         load_reference("ben-vv", settings)

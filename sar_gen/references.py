@@ -469,6 +469,7 @@ def _measured_folder(
         "polarisation": built.polarisation,
         "scales": {key: scale.to_json() for key, scale in built.scales.items()},
         "given": None if meaning is None or not isinstance(meaning.scale, Scale) else meaning.scale.to_json(),
+        "names": list(built.names),
         "shown": list(built.shown),
         "skipped": list(built.skipped[:1]),
         "skipped_count": len(built.skipped),

@@ -1,9 +1,8 @@
 """What makes a comparison mislead before a measure is read: traces of JPEG, enlargement, sizes, looks, clipping.
 
 Encoding and polarisation are checked by ``references.check_comparable``. The rates below were measured on patches of
-256 x 256 pixels unless said otherwise: Sentinel-1 scenes that never were JPEG (160 VH patches, stored as PNG), the
-same after JPEG, 458 VV patches whose source is JPEG of quality 75, and fields of Gamma speckle (1 look, independent or
-smoothed until neighbours correlate by 0.84).
+256 x 256 pixels: 160 VH and 458 VV patches of Sentinel-1, and independent Gamma speckle of 1 look. Those of JPEG are
+in ``quality.blocks``.
 """
 
 from __future__ import annotations
@@ -14,12 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sar_gen.quality.blocks import BLOCK, JPEG_LIMIT, jpeg_traces, middle
 from sar_gen.quality.statistics import PatchStatistics
 
-BLOCK = 8
-"""Side of the blocks of JPEG, in pixels."""
-JPEG_LIMIT = 2.2
-"""``jpeg_traces`` above this are called JPEG."""
 TOP_BAND = 0.45
 """From this frequency to 0.5 cycles a pixel lies the finest detail."""
 LOW_BAND = (0.05, 0.1)
@@ -28,8 +24,6 @@ MISSING_DB = -29.0
 """The top band is missing when its power is this far below that of the low band."""
 DETAIL_DB = -20.0
 """Detail counts up to the frequency at which the power has fallen this far."""
-CENTRE = 512
-"""Of larger patches the middle is looked at: 512 x 512 pixels decide, and 16 times as many cost 16 times as long."""
 LOOKED_AT = 64
 """Patches of a set that are searched for traces, evenly spaced."""
 FEW_SHARE = 0.05
@@ -44,36 +38,6 @@ SIZE_FACTOR = 1.5
 """Pixel counts that differ by this factor are different sizes."""
 CLIPPED = 0.2
 """A share of clipped pixels that is large, if it is also twice the reference's."""
-
-
-def jpeg_traces(amplitude: ArrayLike) -> float:
-    """Return how far the edges of an 8 x 8 grid stand out from all other edges, in standard errors.
-
-    JPEG codes blocks of 8 x 8 pixels one by one, so that the step from one block to the next is not smoothed with the
-    rest. Across every border between columns, the mean over rows of |x[-1] - 3 x[0] + 3 x[1] - x[2]| is taken of ln
-    amplitude (a third difference: ground varies more slowly), its logarithm is compared with that of the 9 borders
-    around, and the borders are averaged by their place in a period of 8. The strongest place minus the **second**
-    strongest, over the standard error of that difference, is the statistic; the same goes for rows, and the two are
-    added and divided by sqrt 2. Place and texture of the picture do not matter, and grids of period 2 or 4
-    (interpolation, transposed convolutions) have no single strongest place. A decoder that leaves a grid of 8 pixels
-    cannot be told from JPEG.
-
-    Without JPEG it lies at 0.3 to 0.55 (95th percentile 0.9 to 1.3), for any size and correlation of speckle: of
-    24,000 fields (64 to 256 pixels a side) 16, 0.07 %, exceeded ``JPEG_LIMIT``, of the 160 VH patches none (at most
-    1.3). After JPEG of 8-bit decibels or 8-bit linear amplitude all patches exceed it at quality 30 to 75 (VV at its
-    source's 75 too), at quality 90 96 % of decibel and 23 % of linear pictures, where blocks hardly show, and above
-    that nearly none. Enlarging a JPEG twice widens its grid to 16 pixels and hides it from most.
-
-    Args:
-        amplitude: ``(height, width)`` in [0, 1]; at least 32 pixels a side.
-
-    Returns:
-        The statistic, about 0 or more; 0 for a patch without variation.
-    """
-    values = np.log(_middle(amplitude) + 1 / 255)
-    if values.min() == values.max():
-        return 0.0
-    return (_grid(values) + _grid(values.T)) / float(np.sqrt(2))
 
 
 def upsampling_factor(amplitude: ArrayLike) -> float | None:
@@ -95,7 +59,7 @@ def upsampling_factor(amplitude: ArrayLike) -> float | None:
     Args:
         amplitude: ``(height, width)`` in [0, 1]; at least 32 pixels a side.
     """
-    values = _middle(amplitude)
+    values = middle(amplitude)
     if values.min() == values.max():
         return None
     repeated = max(_repeated(values), _repeated(values.T))
@@ -242,25 +206,6 @@ def _side(pixels: float) -> str:
     """Return a pixel count as that of a square: statistics keep no shape, and sides are what one knows by heart."""
     side = round(float(pixels) ** 0.5)
     return f"{side} x {side}"
-
-
-def _middle(amplitude: ArrayLike) -> NDArray[np.float64]:
-    values = np.asarray(amplitude)
-    top, left = (max(0, (size - CENTRE) // 2) for size in values.shape)
-    return values[top : top + CENTRE, left : left + CENTRE].astype(np.float64)
-
-
-def _grid(values: NDArray[np.float64]) -> float:
-    """Return the strongest minus the second strongest of the 8 places of column borders, in standard errors."""
-    from scipy.ndimage import uniform_filter1d
-
-    third = values[:, :-3] - 3 * values[:, 1:-2] + 3 * values[:, 2:-1] - values[:, 3:]
-    edges = np.log(np.abs(third).mean(axis=0) + 1e-9)  # two equal columns have no logarithm
-    edges -= uniform_filter1d(edges, BLOCK + 1, mode="nearest")
-    places = [edges[start::BLOCK] for start in range(BLOCK)]
-    second, first = np.sort([place.mean() for place in places])[-2:]
-    variance = float(np.mean([place.var(ddof=1) for place in places]))
-    return float(first - second) / (2 * variance * BLOCK / len(edges)) ** 0.5 if variance > 0 else 0.0
 
 
 def _repeated(values: NDArray[np.float64]) -> float:

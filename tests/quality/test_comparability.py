@@ -7,13 +7,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from sar_gen.quality.comparability import (
-    JPEG_LIMIT,
-    grey_levels,
-    jpeg_traces,
-    upsampling_factor,
-    warnings,
-)
+from sar_gen.quality.blocks import JPEG_LIMIT, block_edges, jpeg_traces
+from sar_gen.quality.comparability import grey_levels, upsampling_factor, warnings
 from sar_gen.quality.statistics import patch_statistics
 
 
@@ -65,6 +60,24 @@ def test_jpeg_is_found_at_any_phase_and_grows_as_quality_falls():
     assert values[0] > values[1] > values[2] > JPEG_LIMIT
     for row, column in ((0, 5), (3, 0), (7, 2)):
         assert jpeg_traces(pictures[0][row : row + 240, column : column + 240]) > JPEG_LIMIT
+
+
+def test_block_edges_are_a_ratio_of_steps():
+    """A step of known height at every eighth column; the size of the patch does not change what is measured."""
+    for size in (128, 256):
+        patch = speckle(9, size, smooth=0.0, looks=4)
+        assert block_edges(patch) < 0.5
+        steps = np.exp(0.6 * (np.arange(size) // 8 % 2))
+        stepped = np.clip(patch * steps * steps[:, None] / 3, 0, 1)
+        third = np.abs(np.diff(np.log(stepped + 1 / 255), 3, axis=1)).mean(axis=0)
+        places = [np.exp(np.log(third[start::8]).mean()) for start in range(8)]
+        second, first = np.sort(places)[-2:]
+        assert block_edges(stepped) == pytest.approx(20 * np.log10(first / second), rel=0.15)
+        assert block_edges(stepped) > 1
+    assert np.isnan(block_edges(np.full((64, 64), 0.4)))
+    pictures = [decibel_jpeg(speckle(1, looks=4), quality) for quality in (20, 40, 80)]
+    strong, middling, weak = map(block_edges, pictures)
+    assert strong > middling > weak > block_edges(speckle(1, looks=4))
 
 
 def test_other_grids_are_not_jpeg():

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from sar_gen.amplitude import view
-from sar_gen.quality.comparability import JPEG_LIMIT, jpeg_traces, upsampling_factor
+from sar_gen.quality.blocks import JPEG_LIMIT, jpeg_traces
+from sar_gen.quality.comparability import upsampling_factor
 from sar_gen.quality.faults import FAULTS, add_speckle, blur, brighten, compress, despeckle, enlarge, flip
 from sar_gen.quality.speckle import equivalent_looks
 

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.driver import ask, status
+from sar_gen.request import GenerationRequest
+from sar_gen.runs import RunStore
+from tests.browser.driver import status
 
 
 def speckle(seed: int, looks: float = 2.7, level: float = 0.36, side: int = 256) -> np.ndarray:
@@ -188,15 +190,25 @@ def test_dropped_real_patches_are_the_reference(tab, files, tmp_path):
     expect(page.locator("#compare-stage .sg-badge")).to_have_count(0)
 
 
-def test_a_run_is_compared_and_pages_do_not_see_each_other(new_page, files):
+def written_run(app, seed: int):
+    """Write a run of one patch, as the studio does, and return its folder."""
+    checkpoint = {"id": "sar-mini", "amplitude_encoding": "linear", "polarisation": "VV"}
+    run = RunStore(app.runs).begin(GenerationRequest(prompt="a SAR image of forest", seed=seed), checkpoint, {})
+    run.save_patch(0, seed, speckle(seed))
+    run.finish("done", {})
+    return run.folder
+
+
+def test_runs_are_compared_and_pages_do_not_see_each_other(app, new_page, files):
+    older = written_run(app, 90)
+    written_run(app, 91)
     first, second = new_page(), new_page()
-    ask(first, "a SAR image of forest", count=1, steps=2, seed=90)
-    first.locator("#generate").click()
+    first.locator("#recover").click()
     status(first, "done")
     first.get_by_role("tab", name="Compare").click()
     first.locator("#compare-source label", has_text="A run").click()
     compare(first)
-    expect(first.locator("#compare-patch .sg-what")).to_contain_text("seed90")
+    expect(first.locator("#compare-patch .sg-what")).to_contain_text("seed91")
 
     second.get_by_role("tab", name="Compare").click()
     expect(second.locator("#compare-blank")).to_be_visible()
@@ -205,15 +217,21 @@ def test_a_run_is_compared_and_pages_do_not_see_each_other(new_page, files):
     compare(second)
     expect(rows(second)).to_have_count(2)
     first.locator("#compare-remap label", has_text="dB").click()
-    expect(first.locator("#compare-patch .sg-what")).to_contain_text("seed90")
+    expect(first.locator("#compare-patch .sg-what")).to_contain_text("seed91")
     expect(rows(first)).to_have_count(1)
+
+    # A run of before is chosen from the list; it is read as the studio wrote it.
+    first.locator("#compare-run input").click()
+    options = first.locator("#compare-run [role=option]")
+    position = [path.name for path in reversed(app.run_folders())].index(older.name)
+    options.nth(1 + position).click()
+    compare(first)
+    expect(first.locator("#compare-patch .sg-what")).to_contain_text("seed90")
 
 
 def test_a_picture_of_the_studio_says_what_it_is(app, tab):
     page = tab
-    folder = next(path for path in reversed(app.run_folders()) if list(path.glob("0*.png")))
-    picture = sorted(folder.glob("0*.png"))[0]
-    drop(page, "judged", [picture])
+    drop(page, "judged", [written_run(app, 92) / "000_seed92.png"])
     expect(page.locator("#judged-meaning input")).to_have_value("As the studio wrote them")
     compare(page)
     expect(rows(page)).to_have_count(1)

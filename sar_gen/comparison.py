@@ -229,7 +229,7 @@ def _scale_warnings(patches: Sequence[Patch], reference: ReferenceSet) -> list[s
         return []
     return [
         f"The patches are scaled by {other[0]} and {reference.name} by {reference.scale.source}, so a difference in "
-        "brightness may be one of scale; give both the same --scale where their units are the same."
+        "brightness may be one of scale; give both the same scale where their units are the same."
     ]
 
 

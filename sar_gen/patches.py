@@ -203,7 +203,7 @@ def read_folder(
     if scale == "pool":
         scale = None
         if meaning.needs_scale:
-            scale = _pooled([unit for _, unit in parts], f"all {len(parts)} patches of {folder.name}", folder.name)
+            scale = _pooled([unit for _, unit in parts], _all_of(len(parts), folder.name), folder.name)
     return [_patch(source, unit, scale, None) for source, unit in parts]
 
 
@@ -591,6 +591,10 @@ def _units(source: _Source) -> Iterator[NDArray[np.float32]]:
                     keep[:, start : start + _SQUARE] = False
             if keep.any():
                 yield _in_unit(values[keep], _facts(raster), source.meaning, raster.name)
+
+
+def _all_of(count: int, folder: str) -> str:
+    return f"the one patch of {folder}" if count == 1 else f"all {count} patches of {folder}"
 
 
 def _pooled(units: Iterable[NDArray[np.float32]], source: str, name: str) -> Scale:

@@ -126,6 +126,38 @@ def test_long_texts_keep_their_end(model):
     assert ids[1].tolist()[:4] == [2, ids[0, 1], 3, 0]
 
 
+def test_features_are_remembered_of_known_weights_only(folder, patches):
+    from dataclasses import replace
+
+    model = load_sarclip(folder)
+    assert model.weights == sha256_of(folder / "model.safetensors")
+    found = model.image_features([patches[0], patches[1], patches[0]])
+    assert np.array_equal(found[0], found[2])
+    assert len(model._known) == 2
+    # A patch of other pixels, or another shape of the same, is another patch; mirrored it has other features.
+    other = model.image_features([patches[0][:, ::-1], patches[0].reshape(128, 512)])
+    assert len(model._known) == 4
+    assert not np.allclose(other, found[:2], atol=1e-3)
+    training = replace(model, weights="")
+    training.image_features(patches[:1])
+    assert not training._known  # its weights change
+
+
+def test_what_is_remembered_is_bounded(folder, patches, monkeypatch):
+    monkeypatch.setattr(semantic, "REMEMBERED", 2)
+    model = load_sarclip(folder)
+    found = model.image_features(patches)
+    assert len(model._known) == 2
+    assert model.image_features(patches) == pytest.approx(found, abs=1e-6)
+
+
+def test_batches_change_nothing(folder, patches, monkeypatch):
+    found = load_sarclip(folder).image_features(patches)
+    monkeypatch.setattr(semantic, "BATCH_CPU", 3)
+    monkeypatch.setattr(semantic, "BATCH", 2)
+    assert load_sarclip(folder).image_features(patches) == pytest.approx(found, abs=1e-5)
+
+
 # Reading a score ---------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +173,8 @@ def test_a_score_is_read_by_right_and_wrong_captions(model, patches):
     assert measure.floor == pytest.approx(0.6, abs=0.04)
     assert measure.floor_95 == pytest.approx(0.78, abs=0.02)
     assert measure.reference == pytest.approx(0.4)
+    assert measure.interval[0] < measure.floor < measure.floor_95 < measure.interval[1]
+    assert found.calibration is model.calibration["forest"]
     assert measure.ratio == pytest.approx(measure.value / measure.floor)
     assert found.notes == ("Few real patches fit the prompt, so it is read by " + found.calibrated_on + ".",)
 

@@ -313,3 +313,10 @@ def test_copies_are_in_the_report(known):
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert len(data["memorisation"]["pairs"]) == 12
     assert data["memorisation"]["pairs"][0]["copy"] is True
+
+
+def test_a_set_that_is_mostly_one_place_is_told(reference):
+    features, groups = reference
+    mostly = ["one" if i < 90 else group for i, group in enumerate(groups)]
+    assert any("45% of the real patches" in note for note in compare_sets(features[:9], features, mostly).notes)
+    assert not any("single one" in note for note in compare_sets(features[:9], features, groups).notes)

@@ -69,6 +69,8 @@ figure { margin: 0; min-width: 0; } figure img { display: block; width: 100%; he
 .patches figure { cursor: zoom-in; outline-offset: 2px; }
 .patches figure:focus { grid-column: span 3; cursor: default; }
 .patches figure:focus img { image-rendering: pixelated; }
+.patches:not(.large) figcaption { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4;
+  overflow: hidden; } .patches:not(.large) figure:focus figcaption { -webkit-line-clamp: none; }
 @media (max-width: 34rem) { .patches figure:focus { grid-column: 1 / -1; } }
 figcaption { font-size: 12px; line-height: 1.35; margin-top: 3px; overflow-wrap: anywhere; }
 figcaption b { color: var(--text); font-weight: 600; } figcaption i { display: inline-block; width: 9px; height: 9px;

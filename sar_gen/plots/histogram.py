@@ -35,7 +35,7 @@ _DB_SMOOTHING = 2  # steps of a quarter decibel
 _MOST_SINGLE_CURVES = 8
 _NO_TEXTURE = 100.0  # a shape beyond it is called no texture: the speckle explains the pixels
 _FIT_STYLES = ((0, (4, 1.6)), (0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)))
-_HEIGHT = 2.75
+_HEIGHT, _BOTTOM, _AXES = 2.65, 0.454, 1.911  # inches
 _KEY_LINE = 0.18  # inches
 _LONGEST_KEY = 72  # letters of two laws beside each other
 
@@ -126,7 +126,7 @@ def histogram_figure(
     columns = 2 if sum(widths) <= _LONGEST_KEY else 1
     extra = _KEY_LINE * -(-len(fits) // columns)
     height = _HEIGHT + extra
-    figure, axes = new_figure(height, (0.09, 0.165 * _HEIGHT / height, 0.975, 0.86 * _HEIGHT / height), colours)
+    figure, axes = new_figure(height, (0.09, _BOTTOM / height, 0.975, (_BOTTOM + _AXES) / height), colours)
     made = density_curves(generated, axis)
     real = density_curves(reference, axis) if reference is not None and len(reference) else None
     if 1 < len(generated) <= _MOST_SINGLE_CURVES:
@@ -145,10 +145,9 @@ def histogram_figure(
     laws = _draw_laws(axes, axis, made.x, fits, laws_named, colours)
     _scale_histogram(axes, axis, _top(made, real), made, real, colours)
     _clipped_note(axes, made, real, colours)
-    axes_height = 0.695 * _HEIGHT
     if laws:
         axes.add_artist(draw_key(axes, laws, laws_named, (-0.015, 1.0), columns, colours.muted))
-    draw_key(axes, handles[::-1], names[::-1], (-0.015, 1 + extra / axes_height), 3, colours.text)
+    draw_key(axes, handles[::-1], names[::-1], (-0.015, 1 + extra / _AXES), 3, colours.text)
     return figure
 
 

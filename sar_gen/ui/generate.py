@@ -16,7 +16,7 @@ from sar_gen import checkpoints, guides, references
 from sar_gen import request as requests
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.request import GenerationRequest, Guide
-from sar_gen.runs import RunRecord, request_from_png
+from sar_gen.runs import RunImage, RunRecord, request_from_png
 from sar_gen.settings import Settings
 from sar_gen.studio import Studio
 from sar_gen.ui import judgement as judged
@@ -440,6 +440,9 @@ def open_run(shown: dict[str, Any] | None, studio: Studio) -> RunRecord:
 def _redraw_events(tab: Generate, studio: Studio) -> None:
     results, judgement = tab.results, tab.judgement
 
+    def score(*values: Any) -> Iterator[tuple[Any, ...]]:
+        yield from scored(studio, *values)
+
     def select(shown: dict[str, Any] | None, event: gr.SelectData) -> dict[Any, Any]:
         try:
             record = open_run(shown, studio)
@@ -456,9 +459,15 @@ def _redraw_events(tab: Generate, studio: Studio) -> None:
     results.gallery.select(select, results.shown, selected, concurrency_limit=None, **QUIET)
 
     gr.on(
-        [results.shown.change, judgement.reference.change, judgement.remap.change, judgement.real_index.change],
+        [
+            results.shown.change,
+            judgement.reference.change,
+            judgement.remap.change,
+            judgement.real_index.change,
+            judgement.windows.change,
+        ],
         lambda *values: tiles(studio, *values),
-        [results.shown, judgement.reference, judgement.remap, judgement.real_index],
+        [results.shown, judgement.reference, judgement.remap, judgement.real_index, judgement.windows],
         [results.stage, judgement.real],
         trigger_mode="always_last",
         concurrency_limit=None,
@@ -470,13 +479,43 @@ def _redraw_events(tab: Generate, studio: Studio) -> None:
             judgement.reference.change,
             judgement.scope.change,
             judgement.axis.change,
+            judgement.texture_kind.change,
+            judgement.front.change,
+            judgement.scored.change,
             judgement.dark.change,
         ],
         lambda *values: panel(studio, *values),
-        [results.shown, judgement.reference, judgement.scope, judgement.axis, judgement.dark],
-        [judgement.verdict, judgement.charts, judgement.histogram, judgement.texture, judgement.table],
+        [
+            results.shown,
+            judgement.reference,
+            judgement.scope,
+            judgement.axis,
+            judgement.texture_kind,
+            judgement.front,
+            judgement.dark,
+        ],
+        [
+            judgement.verdict,
+            judgement.charts,
+            judgement.histogram,
+            judgement.texture,
+            judgement.spectrum,
+            judgement.speckle,
+            judgement.table,
+            judgement.score,
+            judgement.score_line,
+        ],
         trigger_mode="always_last",
         concurrency_limit=None,
+        **QUIET,
+    )
+    # Seconds of work: an event of its own, so that no redraw waits for it.
+    judgement.score.click(
+        score,
+        [results.shown, judgement.reference, judgement.scope, judgement.scored],
+        [judgement.score, judgement.score_line, judgement.scored],
+        concurrency_id="prompt",
+        concurrency_limit=1,
         **QUIET,
     )
 
@@ -486,7 +525,7 @@ def draw_first(tab: Generate, studio: Studio, loaded: Any) -> None:
     judgement = tab.judgement
     loaded.then(
         lambda *values: tiles(studio, None, *values)[1],
-        [judgement.reference, judgement.remap, judgement.real_index],
+        [judgement.reference, judgement.remap, judgement.real_index, judgement.windows],
         judgement.real,
         concurrency_limit=None,
         **QUIET,
@@ -494,9 +533,17 @@ def draw_first(tab: Generate, studio: Studio, loaded: Any) -> None:
 
 
 def tiles(
-    studio: Studio, shown: dict[str, Any] | None, reference: str | None, remap: judging.Remap, real_index: int
+    studio: Studio,
+    shown: dict[str, Any] | None,
+    reference: str | None,
+    remap: judging.Remap,
+    real_index: int,
+    windows: bool = False,
 ) -> tuple[Any, Any]:
-    """Return the generated and the real picture under one remap; the first is left alone before there is a run."""
+    """Return the generated and the real picture under one remap; the first is left alone before there is a run.
+
+    With ``windows`` their homogeneous ground is outlined.
+    """
     try:
         real = None if reference is None else judging.real_patch(reference, real_index, studio.settings)
         record = open_run(shown, studio) if shown else None
@@ -504,11 +551,12 @@ def tiles(
         amplitude = judging.amplitude_of(image.amplitude_file) if image else None
     except Exception as error:
         return gr.skip(), views.empty_tile("real", "Not shown", views.sentence(told(error), "warn"), "Real")
-    made, truth = judging.views_of(amplitude, real.patch.amplitude if real else None, remap)
+    made, truth = judging.views_of(amplitude, real.patch.amplitude if real else None, remap, windows)
     right = judged.real_tile(real, "" if truth is None else views.png_url(truth))
     if made is None or image is None or record is None:
         return gr.skip(), right
-    height, width = made.shape
+    assert amplitude is not None
+    height, width = amplitude.shape
     left = views.tile(
         views.png_url(made),
         role="generated",
@@ -520,12 +568,26 @@ def tiles(
 
 
 def panel(
-    studio: Studio, shown: dict[str, Any] | None, reference: str | None, scope: str, axis: judging.Axis, dark: bool
+    studio: Studio,
+    shown: dict[str, Any] | None,
+    reference: str | None,
+    scope: str,
+    axis: judging.Axis = "linear",
+    texture: str = "means",
+    front: str = "amplitude",
+    dark: bool = False,
 ) -> tuple[Any, ...]:
-    """Return verdict, charts and table for what is on the stage."""
-    hidden = gr.Column(visible=False)
+    """Return verdict, charts and table for what is on the stage.
+
+    Of the charts the one in ``front`` is drawn; others come back where they were drawn before, and are empty else.
+
+    Returns:
+        Updates of verdict, the column of charts, one a chart in the order of ``judging.CHARTS``, table, score button
+        and what the score says.
+    """
+    nothing = (gr.Column(visible=False), *[""] * len(judging.CHARTS), "", gr.Button(visible=False), "")
     if not shown or reference is None:
-        return judged.waiting(), hidden, "", "", ""
+        return judged.waiting(), *nothing
     try:
         record = open_run(shown, studio)
         images = judging.chosen(record, shown["index"], scope)
@@ -533,23 +595,64 @@ def panel(
         warnings = references.check_comparable(
             loaded, record.checkpoint.get("amplitude_encoding", "unknown"), record.checkpoint.get("polarisation")
         )
-        report = judging.report_on(images, reference, studio.settings)
-        histogram, texture = judging.figures(images, reference, axis, dark, studio.settings)
+        score = judging.prompt_score(record, images)
+        report = judging.with_prompt(judging.report_on(images, reference, studio.settings), score)
+        charts = [
+            _chart(
+                name,
+                images,
+                reference,
+                studio.settings,
+                axis=axis,
+                by_direction=texture == "directions",
+                dark=dark,
+                only_kept=name != front,
+            )
+            for name in judging.CHARTS
+        ]
     except Exception as error:
-        return f'<div class="sg-verdict none"><p>{views.sentence(told(error), "warn")}</p></div>', hidden, "", "", ""
+        return f'<div class="sg-verdict none"><p>{views.sentence(told(error), "warn")}</p></div>', *nothing
     document = judging.report_document(report, record, images)
     link = views.json_link(document, f"report_{record.id}_{reference}.json", "Export report (JSON)")
     return (
         judged.verdict(report, warnings),
         gr.Column(visible=True),
-        _figure(histogram, f"Histogram of amplitudes, generated and {reference}, {axis} axis"),
-        _figure(texture, f"Texture descriptors, generated and {reference}"),
+        *charts,
         judged.table(report, link),
+        gr.Button(visible=score is None),
+        "" if score is None else views.sentence(f"Prompt: {score.text}" if score.text else ""),
     )
 
 
-def _figure(png: bytes, alt: str) -> str:
+def _chart(
+    name: judging.Chart, images: tuple[RunImage, ...], reference: str, settings: Settings, **options: Any
+) -> str:
+    """Return a chart as HTML, or why there is nothing to draw."""
+    try:
+        png = judging.chart(name, images, reference, settings, **options)
+    except InputError as error:
+        return views.sentence(str(error), "warn")
+    if png is None:
+        return ""
+    alt = f"{judged.CHARTS[name]}, generated and {reference}"
     return f'<img class="sg-figure" src="{views.data_url("image/png", png)}" alt="{alt}"/>'
+
+
+def scored(
+    studio: Studio, shown: dict[str, Any] | None, reference: str | None, scope: str, count: int
+) -> Iterator[tuple[Any, ...]]:
+    """Score the prompt of what is on the stage, and say so; yields updates of the button, its line and the count."""
+    yield gr.Button(interactive=False), views.sentence("SAR-CLIP is reading the patches…"), count
+    try:
+        record = open_run(shown, studio)
+        assert shown is not None
+        if reference is None:
+            raise InputError("No reference set is chosen; choose one first.")
+        judging.score_prompt(studio, record, judging.chosen(record, shown["index"], scope), reference)
+    except Exception as error:
+        yield gr.Button(interactive=True), views.sentence(told(error), "warn"), count
+        return
+    yield gr.Button(interactive=True), "", count + 1  # the change of the count redraws the panel
 
 
 # ---- presets

@@ -15,6 +15,7 @@ from sar_gen import references
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.patches import PixelMeaning
 from sar_gen.quality.report import Measure, QualityReport
+from sar_gen.quality.wording import meaning_of, number, reading, title_of, verdict_class
 from sar_gen.settings import Settings
 from sar_gen.ui import judging, views
 from sar_gen.ui.theme import markup
@@ -29,28 +30,19 @@ MEANINGS = [
     ("Decibels", "db"),
 ]
 DEFAULT_REFERENCE = "s1-gorge"
-NAMES = {
-    "wasserstein1": ("Wasserstein-1", "distance of the amplitude histograms"),
-    "js_divergence": ("Jensen-Shannon", "divergence of the amplitude histograms"),
-    "kl_divergence": ("Kullback-Leibler", "divergence of the amplitude histograms"),
-    "ks_statistic": ("Kolmogorov-Smirnov", "largest gap of the cumulative histograms"),
-    "glcm_contrast": ("GLCM contrast", "grey difference of neighbours, squared"),
-    "glcm_dissimilarity": ("GLCM dissimilarity", "grey difference of neighbours"),
-    "glcm_homogeneity": ("GLCM homogeneity", "how alike neighbours are"),
-    "glcm_asm": ("GLCM ASM", "angular second moment: how uniform"),
-    "glcm_energy": ("GLCM energy", "root of ASM"),
-    "glcm_correlation": ("GLCM correlation", "how linear neighbours depend"),
-    "glcm_entropy": ("GLCM entropy", "how random the texture is"),
-    "enl": ("Looks (ENL)", "equivalent number of looks on homogeneous ground"),
-    "speckle_correlation": ("Speckle correlation", "how neighbouring speckle depends"),
-    "spectrum": ("Power spectrum", "distance of the radial spectra"),
-    "semantic": ("Prompt agreement", "SAR-CLIP score"),
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+CHARTS = {
+    "amplitude": "Histogram of amplitudes",
+    "texture": "Texture descriptors",
+    "spectrum": "Power spectra",
+    "speckle": "Autocorrelation of speckle",
 }
+TEXTURES = [("Means", "means"), ("By direction", "directions")]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The components of the column."""
+    """The components of the column. ``front`` is the chart in front, ``scored`` changes when a prompt was scored."""
 
     reference: gr.Dropdown
     remap: gr.Radio
@@ -61,10 +53,18 @@ class Judgement:
     scope: gr.Radio
     verdict: gr.HTML
     axis: gr.Radio
+    texture_kind: gr.Radio
+    windows: gr.Checkbox
     histogram: gr.HTML
     texture: gr.HTML
+    spectrum: gr.HTML
+    speckle: gr.HTML
     table: gr.HTML
+    score: gr.Button
+    score_line: gr.HTML
+    scored: gr.State
     charts: gr.Column
+    front: gr.State
     dark: gr.Checkbox
 
 
@@ -94,20 +94,24 @@ def build_judgement(settings: Settings) -> Judgement:
                 elem_classes=["sg-segments", "sg-scope"],
             )  # fmt: skip
             with gr.Tabs(elem_id="chart-tabs", elem_classes="sg-subtabs", selected="amplitude"):
-                with gr.Tab("Amplitude", id="amplitude"):
+                tabs = {}
+                with gr.Tab("Amplitude", id="amplitude") as tabs["amplitude"]:
                     histogram = markup("", elem_id="histogram")
-                    axis = gr.Radio(
-                        AXES,
-                        value="linear",
-                        label="Axis",
-                        show_label=False,
-                        container=False,
-                        elem_id="axis",
-                        elem_classes=["sg-segments", "sg-axis"],
-                    )
-                with gr.Tab("Texture", id="texture"):
+                    axis = _choice(AXES, "Axis", "axis")
+                with gr.Tab("Texture", id="texture") as tabs["texture"]:
                     texture = markup("", elem_id="texture")
-                with gr.Tab("Measures", id="measures"):
+                    texture_kind = _choice(TEXTURES, "Texture", "texture-kind")
+                with gr.Tab("Spectrum", id="spectrum") as tabs["spectrum"]:
+                    spectrum = markup("", elem_id="spectrum")
+                with gr.Tab("Speckle", id="speckle") as tabs["speckle"]:
+                    speckle = markup("", elem_id="speckle")
+                    windows = gr.Checkbox(
+                        False, label="Outline the homogeneous ground on both pictures", container=False,
+                        elem_id="windows",
+                    )  # fmt: skip
+                with gr.Tab("Measures", id="measures") as tabs["measures"]:
+                    score = gr.Button("Score the prompt (SAR-CLIP)", size="sm", elem_id="score-prompt", visible=False)
+                    score_line = markup("", elem_id="score-line")
                     table = markup("", elem_id="measures")
         with gr.Accordion("Use my own patches as reference", open=False, elem_classes="sg-card", elem_id="own"):
             _build_upload(reference, settings)
@@ -118,9 +122,20 @@ def build_judgement(settings: Settings) -> Judgement:
         button.click(
             lambda index, step=step: index + step, real_index, real_index, queue=False, api_visibility="private"
         )
+    front = gr.State("amplitude")
+    for name, tab in tabs.items():
+        tab.select(lambda name=name: name, None, front, concurrency_limit=None, **QUIET)
     return Judgement(
-        reference, remap, real, previous, next_, real_index, scope, verdict, axis, histogram, texture, table, charts,
-        dark,
+        reference, remap, real, previous, next_, real_index, scope, verdict, axis, texture_kind, windows, histogram,
+        texture, spectrum, speckle, table, score, score_line, gr.State(0), charts, front, dark,
+    )  # fmt: skip
+
+
+def _choice(choices: list[tuple[str, str]], label: str, elem_id: str) -> gr.Radio:
+    """Return a choice under a chart; the first one is chosen."""
+    return gr.Radio(
+        choices, value=choices[0][1], label=label, show_label=False, container=False, elem_id=elem_id,
+        elem_classes=["sg-segments", "sg-axis"],
     )  # fmt: skip
 
 
@@ -180,63 +195,39 @@ def waiting() -> str:
 
 
 def verdict(report: QualityReport, warnings: Sequence[str] = ()) -> str:
-    """Return the verdict sentence, coloured by the lead measure, with its notes."""
-    kind = reading(report.measures["wasserstein1"])[0] if "wasserstein1" in report.measures else "none"
+    """Return the verdict sentence, coloured by what is beyond the real spread, with its notes."""
     count = f"{report.generated_count} generated · {report.reference_count} real"
     lines = "".join(views.sentence(text, "warn") for text in warnings)
     return (
-        f'<div class="sg-verdict {kind}" role="status"><p>{escape(report.verdict)}</p>'
-        f"<small>{escape(count)}</small>{lines}</div>"
+        f'<div class="sg-verdict {verdict_class(report)}" role="status"><p>{escape(report.verdict)}</p>{lines}'
+        f"<small>{escape(count)}</small></div>"
     )
 
 
 def table(report: QualityReport, link: str) -> str:
-    """Return the measures: value, real-versus-real floor, their ratio as a bar and in words."""
+    """Return the measures: value, real-versus-real floor with the interval of 95 %, their ratio, and in words."""
     rows = "".join(_row(name, measure) for name, measure in report.measures.items())
     notes = "".join(views.sentence(note) for note in report.notes)
     return (
         '<table class="sg-measures"><thead><tr><th scope="col">Measure</th><th scope="col">Value</th>'
-        '<th scope="col" title="what two samples of real SAR differ by: median (95th percentile)">Floor</th>'
-        '<th scope="col" title="value divided by floor">Ratio</th><th scope="col">Reading</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>{notes}<p>{link}</p>"
+        '<th scope="col" title="what two samples of real SAR differ by: median, and the interval that holds 95 %">'
+        'Floor (95 %)</th><th scope="col" title="value divided by floor">Ratio</th><th scope="col">Reading</th></tr>'
+        f"</thead><tbody>{rows}</tbody></table>{notes}{f'<p>{link}</p>' if link else ''}"
     )
 
 
 def _row(name: str, measure: Measure) -> str:
-    title, meaning = NAMES.get(name, (name, ""))
     ratio = "–" if measure.ratio is None else f"{measure.ratio:.2f}"
-    floor = _number(measure.floor)
-    if measure.floor_95 is not None:
-        floor += f"<small> ({_number(measure.floor_95)})</small>"
+    floor = number(measure.floor)
+    if measure.interval is not None:
+        floor += f"<small>{' – '.join(map(number, measure.interval))}</small>"
     kind, words = reading(measure)
+    unit = f' title="{escape(measure.unit)}"' if measure.unit else ""
     return (
-        f'<tr><th scope="row" title="{escape(meaning)}">{escape(title)}</th><td>{_number(measure.value)}</td>'
-        f'<td>{floor}</td><td class="{kind}">{ratio}</td><td class="{kind}">{escape(words)}</td></tr>'
+        f'<tr><th scope="row" title="{escape(meaning_of(name))}">{escape(title_of(name))}</th>'
+        f'<td{unit}>{number(measure.value)}</td><td>{floor}</td><td class="{kind}">{ratio}</td>'
+        f'<td class="{kind}">{escape(words)}</td></tr>'
     )
-
-
-def reading(measure: Measure) -> tuple[str, str]:
-    """Return ``(class, words)``: how a value compares with what real patches differ by."""
-    if measure.value is None:
-        return "none", "not measurable"
-    if measure.ratio is None or measure.floor is None:
-        return "none", "no floor"
-    direction = ""
-    if measure.relative is not None:
-        direction = f", {abs(measure.relative):.0%} too {'high' if measure.relative > 0 else 'low'}"
-    if measure.ratio <= 1:
-        return "good", "as real to real"
-    if measure.floor_95 is not None and measure.value <= measure.floor_95:
-        return "good", "within the real spread"
-    if measure.ratio <= 2:
-        return "fair", f"somewhat off{direction}"
-    return "poor", f"off{direction}"
-
-
-def _number(value: float | None) -> str:
-    if value is None or value != value:
-        return "–"
-    return f"{value:.3g}"
 
 
 def real_tile(real: judging.RealPatch | None, address: str) -> str:

@@ -17,13 +17,13 @@ from PIL import Image
 from sar_gen import checkpoints, hub
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.quality.report import Measure
+from sar_gen.quality.wording import reading
 from sar_gen.request import GenerationRequest, Guide, Step
 from sar_gen.settings import Settings
 from sar_gen.ui import memory, views
 from sar_gen.ui.downloads import download_lines, size
 from sar_gen.ui.generate import step_line
 from sar_gen.ui.inputs import FORM, RANDOM_SEEDS, appended, form_of, picked, read_form
-from sar_gen.ui.judgement import reading
 from sar_gen.ui.told import told
 
 VALUES = {

@@ -6,15 +6,17 @@
 real patches are drawn at random, as far as possible one from each overlap group, and compared with the real patches of
 all groups that were not drawn from, as ``quality.report`` does for its floors. The 95th percentile of a measure over
 these splits is its floor. Then the same is done with sets of N patches that have a fault: the table holds the median
-of value / floor. Everything is seeded: the same data give the same table. Written are ``sensitivity.json`` and
-``sensitivity.md``.
+of value / floor. Two measures are not part of ``quality.report``: ``block_edges`` (``quality.blocks``, which the
+warnings of a comparison rest on) and, for another terrain only, ``kernel_distance`` (``quality.sets``) on the SAR-CLIP
+features of the real patches that ship with the studio. Everything is seeded: the same data give the same table.
+Written are ``sensitivity.json`` and ``sensitivity.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,15 @@ from numpy.typing import NDArray
 
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import write_atomic
-from sar_gen.quality import report
+from sar_gen.quality import report, sets
+from sar_gen.quality.blocks import block_edges
 from sar_gen.quality.faults import FAULTS
 from sar_gen.quality.statistics import PatchStatistics, patch_statistics
 from sar_gen.reference_statistics import TERRAINS, VV_CREDIT, Pair, pair_amplitude, read_grey, read_pairs
 from sar_gen.settings import ROOT
 
+FEATURES = ROOT / "assets" / "references" / "features.safetensors"
+"""SAR-CLIP features of the real patches, by set, in the order of the data (``sar_gen.features``)."""
 COUNT = 14
 """Patches of a set: the most that all terrains can draw one from each group, from half of their groups."""
 DRAWS = 2000
@@ -50,18 +55,40 @@ Ratios = dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
-class Terrain:
-    """Statistics of one terrain, real and with faults.
+class Measured:
+    """What is measured of n patches.
 
     Attributes:
-        real: of every patch.
-        chosen: ``(m,)`` int, the rows of ``real`` that were given faults; every group has some.
-        faulty: by fault, statistics of those m patches with the fault.
+        statistics: n rows.
+        edges: ``(n,)`` ``block_edges``, in dB.
     """
 
-    real: PatchStatistics
+    statistics: PatchStatistics
+    edges: NDArray[np.float64]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Return the group of each patch."""
+        return self.statistics.groups
+
+    def subset(self, rows: Sequence[int]) -> Measured:
+        """Return the rows, in that order."""
+        return Measured(self.statistics.subset(rows), self.edges[list(rows)])
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """One terrain, real and with faults.
+
+    Attributes:
+        real: every patch.
+        chosen: ``(m,)`` int, the rows of ``real`` that were given faults; every group has some.
+        faulty: by fault, those m patches with the fault.
+    """
+
+    real: Measured
     chosen: NDArray[np.int64]
-    faulty: dict[str, PatchStatistics]
+    faulty: dict[str, Measured]
 
 
 @dataclass(frozen=True)
@@ -77,17 +104,30 @@ class Splits:
     others: NDArray[np.float64]
 
 
+def measured(amplitudes: Iterable[NDArray[np.float32]], groups: Sequence[str]) -> Measured:
+    """Return what is measured of patches, ``(height, width)`` in [0, 1] (25 ms for one of 256 x 256)."""
+    edges: list[float] = []
+
+    def passed() -> Iterator[NDArray[np.float32]]:
+        for amplitude in amplitudes:
+            edges.append(block_edges(amplitude))
+            yield amplitude
+
+    statistics = patch_statistics(passed(), groups)
+    return Measured(statistics, np.array(edges, dtype=np.float64))
+
+
 def measure_terrain(pairs: Sequence[Pair], seed: int = FAULT_SEED) -> Terrain:
-    """Return the statistics of a terrain's patches, and of some of each group with each fault (25 ms a patch)."""
+    """Return what is measured of a terrain's patches, and of some of each group with each fault."""
     groups = [pair.group for pair in pairs]
-    real = patch_statistics((pair_amplitude(read_grey(pair.sar)) for pair in pairs), groups)
+    real = measured((pair_amplitude(read_grey(pair.sar)) for pair in pairs), groups)
     generator = np.random.default_rng(seed)
     chosen: list[int] = []
     for group in sorted(set(groups)):
         rows = [row for row, name in enumerate(groups) if name == group]
         chosen += generator.permutation(rows)[:FAULTY_A_GROUP].tolist()
     faulty = {
-        fault.name: patch_statistics(
+        fault.name: measured(
             (
                 fault.apply(pair_amplitude(read_grey(pairs[row].sar)), np.random.default_rng([seed, row]))
                 for row in chosen
@@ -130,29 +170,40 @@ def random_splits(
 
 
 def distances(
-    drawn: PatchStatistics,
-    drawn_weights: NDArray[np.float64],
-    real: PatchStatistics,
-    real_weights: NDArray[np.float64],
+    drawn: Measured, drawn_weights: NDArray[np.float64], real: Measured, real_weights: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
     """Return every measure for each split, ``(splits,)``; NaN where a descriptor is undefined.
 
+    ``block_edges`` counts only what a set has more than the real patches: these are from JPEG themselves, and it is no
+    fault to lack its traces.
+
     Args:
-        drawn: statistics of the patches that sets are drawn from, n of them.
+        drawn: the patches that sets are drawn from, n of them.
         drawn_weights: ``(splits, n)`` 1 for the patches of a set.
-        real: statistics of the real patches, m of them.
+        real: the real patches, m of them.
         real_weights: ``(splits, m)``.
     """
-    return report._distances(report._pooled(drawn, drawn_weights), report._pooled(real, real_weights))
+    found = report._distances(
+        report._pooled(drawn.statistics, drawn_weights), report._pooled(real.statistics, real_weights)
+    )
+    excess = _means(drawn_weights, drawn.edges) - _means(real_weights, real.edges)
+    return found | {"block_edges": np.maximum(excess, 0)}
 
 
-def real_distances(real: PatchStatistics, count: int, splits: int, seed: int) -> dict[str, NDArray[np.float64]]:
+def _means(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):  # a set without a single known value has no mean
+        means: NDArray[np.float64] = weights[:, known] @ values[known] / weights[:, known].sum(axis=1)
+    return means
+
+
+def real_distances(real: Measured, count: int, splits: int, seed: int) -> dict[str, NDArray[np.float64]]:
     """Return every measure of real against real, for each of many random splits."""
     draw = random_splits(real.groups, count, splits, seed)
     return distances(real, draw.drawn, real, draw.others)
 
 
-def floors_95(real: PatchStatistics, count: int, splits: int, seed: int) -> dict[str, float]:
+def floors_95(real: Measured, count: int, splits: int, seed: int) -> dict[str, float]:
     """Return the 95th percentile of every measure of real against real, without measures that are never defined."""
     found = {name: row[np.isfinite(row)] for name, row in real_distances(real, count, splits, seed).items()}
     return {name: float(np.percentile(row, 95)) for name, row in found.items() if len(row)}
@@ -163,7 +214,7 @@ def exceedance(values: dict[str, NDArray[np.float64]], floors: dict[str, float])
     return {name: _share_above(values[name], floor) for name, floor in floors.items()}
 
 
-def held_out_exceedance(real: PatchStatistics, splits: int, seed: int) -> dict[str, float]:
+def held_out_exceedance(real: Measured, splits: int, seed: int) -> dict[str, float]:
     """Return how often real against real exceeds a floor that was taken on other ground.
 
     The groups are halved at random, ``HALVES`` times: the floor comes from splits within one half and is tried on
@@ -175,7 +226,7 @@ def held_out_exceedance(real: PatchStatistics, splits: int, seed: int) -> dict[s
     for half in range(HALVES):
         first = set(generator.permutation(names)[: len(names) // 2].tolist())
         one, other = (
-            real.subset(row for row, group in enumerate(real.groups) if (group in first) == wanted)
+            real.subset([row for row, group in enumerate(real.groups) if (group in first) == wanted])
             for wanted in (True, False)
         )
         floors = floors_95(one, HALF_COUNT, splits, seed + half)
@@ -195,7 +246,7 @@ def fault_ratios(terrain: Terrain, floors: dict[str, float], count: int, splits:
 
 
 def terrain_ratios(
-    other: PatchStatistics, real: PatchStatistics, floors: dict[str, float], count: int, splits: int, seed: int
+    other: Measured, real: Measured, floors: dict[str, float], count: int, splits: int, seed: int
 ) -> dict[str, float | None]:
     """Return the same for real patches of another terrain in the place of faulty ones."""
     drawn = random_splits(other.groups, count, splits, seed).drawn
@@ -203,38 +254,143 @@ def terrain_ratios(
     return _ratios(distances(other, drawn, real, others), floors)
 
 
-def measure(folder: Path, count: int = COUNT, splits: int = DRAWS) -> dict[str, Any]:
+def kernel_distances(
+    drawn: NDArray[Any],
+    drawn_splits: NDArray[np.float64],
+    real: NDArray[Any],
+    real_groups: Sequence[str],
+    real_splits: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return ``sets.kernel_distance`` for each split, ``(splits,)``, with the bandwidth of all real patches.
+
+    Args:
+        drawn: ``(n, d)`` unit features of the patches that sets are drawn from.
+        drawn_splits: ``(splits, n)`` 1 for the patches of a set.
+        real: ``(m, d)`` of the real patches.
+        real_groups: of the real patches.
+        real_splits: ``(splits, m)`` 1 for those that a set is compared with.
+    """
+    groups = np.unique(np.array(real_groups), return_inverse=True)[1]
+    bandwidth = sets.median_distance(real, groups) or 1.0
+    return np.array(
+        [
+            sets.kernel_distance(drawn[mine > 0], real[others > 0], bandwidth, None, groups[others > 0])
+            for mine, others in zip(drawn_splits, real_splits, strict=True)
+        ]
+    )
+
+
+def kernel_table(
+    features: dict[str, NDArray[Any]], groups: Mapping[str, Sequence[str]], count: int, splits: int
+) -> dict[str, dict[str, Any]]:
+    """Return, by terrain, the floor of the kernel distance, how often real exceeds it, and the ratio of each other.
+
+    Args:
+        features: ``(n, d)`` unit features of each terrain's patches.
+        groups: of the same patches.
+        count: patches of a set.
+        splits: random splits for each number.
+    """
+    table = {}
+    drawn = {name: random_splits(groups[name], count, splits, FAULT_SEED).drawn for name in features}
+    for name, real in features.items():
+        floor_splits, check = (random_splits(groups[name], count, splits, seed) for seed in (FLOOR_SEED, CHECK_SEED))
+        floor = float(
+            np.percentile(kernel_distances(real, floor_splits.drawn, real, groups[name], floor_splits.others), 95)
+        )
+        again = kernel_distances(real, check.drawn, real, groups[name], check.others)
+        others = random_splits(groups[name], count, splits, FAULT_SEED).others
+        ratios = {
+            other: _ratio(kernel_distances(rows, drawn[other], real, groups[name], others), floor)
+            for other, rows in features.items()
+            if other != name
+        }
+        table[name] = {"floor_95": floor, "other_splits": _share_above(again, floor), "ratios": ratios}
+    return table
+
+
+def held_out_kernel_ratios(
+    features: dict[str, NDArray[Any]], pairs: dict[str, list[Pair]], splits: int
+) -> dict[str, dict[str, float | None]]:
+    """Return the ratios of other terrains, for sets of ``HALF_COUNT`` patches that SAR-CLIP was not trained on.
+
+    Sets are drawn from the ``reference`` split only and compared with the ``train`` patches; the floor likewise.
+    At most half of the held-out groups are drawn from; terrains with fewer than four of them are left out.
+    """
+    held = {name: np.array([pair.split == "reference" for pair in rows]) for name, rows in pairs.items()}
+    groups = {name: np.array([pair.group for pair in rows]) for name, rows in pairs.items()}
+    usable = [name for name in features if len(set(groups[name][held[name]])) >= 4 and (~held[name]).any()]
+    generator = np.random.default_rng(FAULT_SEED)
+    drawn = {}
+    for name in usable:
+        names = np.unique(groups[name][held[name]])
+        rows = np.zeros((splits, len(groups[name])))
+        for split in range(splits):
+            for group in generator.choice(names, min(HALF_COUNT, len(names) // 2), replace=False):
+                rows[split, generator.choice(np.flatnonzero(held[name] & (groups[name] == group)))] = 1
+        drawn[name] = rows
+    table = {}
+    for name in usable:
+        others = np.tile(~held[name], (splits, 1)).astype(np.float64)
+        values = {
+            other: kernel_distances(features[other], drawn[other], features[name], list(groups[name]), others)
+            for other in usable
+        }
+        floor = float(np.percentile(values[name], 95))
+        table[name] = {other: _ratio(row, floor) for other, row in values.items() if other != name}
+    return table
+
+
+def read_features(path: Path, pairs: dict[str, list[Pair]]) -> dict[str, NDArray[Any]] | None:
+    """Return the unit features of each terrain's patches; ``None`` where the file is missing or of other patches."""
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        return None
+    found = load_file(path)
+    features = {name: found.get(f"s1-{name}") for name in pairs}
+    if any(rows is None or len(rows) != len(pairs[name]) for name, rows in features.items()):
+        return None
+    values = {name: rows.astype(np.float64) for name, rows in features.items() if rows is not None}
+    return {name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in values.items()}
+
+
+def measure(folder: Path, count: int = COUNT, splits: int = DRAWS, features_file: Path = FEATURES) -> dict[str, Any]:
     """Return everything that ``sensitivity.json`` holds.
 
     Args:
         folder: the data.
         count: patches of a set.
         splits: random splits for each number.
+        features_file: SAR-CLIP features of the same patches; the kernel distance is left out where they are not.
 
     Raises:
         InputError: the data are incomplete, or a terrain has fewer than four groups.
     """
-    pairs = read_pairs(folder)
-    by_terrain = {name: [pair for pair in pairs if pair.terrain == name] for name in TERRAINS}
-    for name, chosen in by_terrain.items():
+    every = read_pairs(folder)
+    pairs = {name: [pair for pair in every if pair.terrain == name] for name in TERRAINS}
+    for name, chosen in pairs.items():
         if len({pair.group for pair in chosen}) < 4:
             raise InputError(
                 f"s1_pairs.csv has fewer than four overlap groups of terrain {name!r}, which cannot be halved and "
                 "split again; bring the whole data folder."
             )
-    terrains = {name: measure_terrain(chosen) for name, chosen in by_terrain.items()}
-    floors = {name: floors_95(terrain.real, count, splits, FLOOR_SEED) for name, terrain in terrains.items()}
-    ratios: dict[str, Ratios] = {}
-    pairings: dict[str, Ratios] = {}
-    for name, terrain in terrains.items():
-        ratios[name] = fault_ratios(terrain, floors[name], count, splits, FAULT_SEED)
-        pairings[name] = {
-            other: terrain_ratios(terrains[other].real, terrain.real, floors[name], count, splits, FAULT_SEED)
-            for other in terrains
-            if other != name
-        }
+    terrains = {name: measure_terrain(chosen) for name, chosen in pairs.items()}
+    rows = {name: _terrain_row(name, terrains, count, splits) for name in terrains}
+    features = read_features(features_file, pairs)
+    held_out = None
+    if features is not None:
+        groups = {name: terrain.real.groups for name, terrain in terrains.items()}
+        for name, kernel in kernel_table(features, groups, count, splits // 4).items():
+            row = rows[name]
+            row["floor_95"]["kernel_distance"] = _rounded(kernel["floor_95"])
+            row["real_beyond_floor"]["other_splits"]["kernel_distance"] = _rounded(kernel["other_splits"])
+            for other, ratio in kernel["ratios"].items():
+                row["other_terrains"][other]["kernel_distance"] = ratio
+        held_out = held_out_kernel_ratios(features, pairs, splits // 4)
+    for row in rows.values():
         # One number a measure for "another terrain": the median of the four.
-        ratios[name]["terrain"] = _medians(pairings[name].values())
+        row["ratios"]["terrain"] = _medians(row["other_terrains"].values())
     return {
         "what": "Median over random sets of value / floor, by fault and measure; the floor is the 95th percentile of "
         "the same measure between real patches, over random splits by overlap group.",
@@ -245,23 +401,32 @@ def measure(folder: Path, count: int = COUNT, splits: int = DRAWS) -> dict[str, 
         "splits": splits,
         "seeds": {"floor": FLOOR_SEED, "check": CHECK_SEED, "fault": FAULT_SEED, "halves": HALF_SEED},
         "faults": [{"letter": f.letter, "name": f.name, "title": f.title, "words": f.words} for f in FAULTS],
-        "pooled": {fault.name: _medians([ratios[name][fault.name] for name in terrains]) for fault in FAULTS},
-        "terrains": {
-            name: {
-                "patches": len(terrain.real),
-                "groups": len(set(terrain.real.groups)),
-                "patches_with_faults": len(terrain.chosen),
-                "floor_95": {measure: _rounded(value) for measure, value in floors[name].items()},
-                "real_beyond_floor": {
-                    "other_splits": _rounded_all(
-                        exceedance(real_distances(terrain.real, count, splits, CHECK_SEED), floors[name])
-                    ),
-                    "other_ground": _rounded_all(held_out_exceedance(terrain.real, splits // 10, HALF_SEED)),
-                },
-                "ratios": {fault.name: ratios[name][fault.name] for fault in FAULTS},
-                "other_terrains": pairings[name],
-            }
-            for name, terrain in terrains.items()
+        "pooled": {fault.name: _medians([row["ratios"][fault.name] for row in rows.values()]) for fault in FAULTS},
+        "terrains": rows,
+        "kernel_distance_held_out": held_out,
+    }
+
+
+def _terrain_row(name: str, terrains: dict[str, Terrain], count: int, splits: int) -> dict[str, Any]:
+    """Return what is kept of one terrain, but for the kernel distance."""
+    terrain = terrains[name]
+    real = terrain.real
+    floors = floors_95(real, count, splits, FLOOR_SEED)
+    again = exceedance(real_distances(real, count, splits, CHECK_SEED), floors)
+    return {
+        "patches": len(real.groups),
+        "groups": len(set(real.groups)),
+        "patches_with_faults": len(terrain.chosen),
+        "floor_95": {measure: _rounded(value) for measure, value in floors.items()},
+        "real_beyond_floor": {
+            "other_splits": _rounded_all(again),
+            "other_ground": _rounded_all(held_out_exceedance(real, splits // 10, HALF_SEED)),
+        },
+        "ratios": fault_ratios(terrain, floors, count, splits, FAULT_SEED),
+        "other_terrains": {
+            other: terrain_ratios(terrains[other].real, real, floors, count, splits, FAULT_SEED)
+            for other in terrains
+            if other != name
         },
     }
 
@@ -287,6 +452,8 @@ def markdown(data: dict[str, Any]) -> str:
         ),
         "",
         *(f"- {fault['letter']}: {fault['words']}" for fault in faults),
+        "",
+        *_notes(data),
         "",
         "The measure that notices most, in each terrain:",
         "",
@@ -324,7 +491,7 @@ def markdown(data: dict[str, Any]) -> str:
         f"Patches and overlap groups: {sizes}. Faults were given to at most {FAULTY_A_GROUP} patches of a group. "
         "The splits of the first check are drawn anew but from the same patches as those of the floor, so that it "
         "shows that the percentile holds for that ground, not for any other; the second check does that, and "
-        "its spread is that of few pieces of ground.",
+        "exceeds 5 % where ground is scarce and uneven: a floor describes the ground that it was taken on.",
         "",
         f"Made by `{data['command']}`, seeds {', '.join(f'{k} {v}' for k, v in data['seeds'].items())}. Statistics of "
         f"{data['credit'].rstrip('.')}. The patches themselves are not part of this repository.",
@@ -334,12 +501,13 @@ def markdown(data: dict[str, Any]) -> str:
 
 
 def _ratios(values: dict[str, NDArray[np.float64]], floors: dict[str, float]) -> dict[str, float | None]:
-    """Return the median over the splits of value / floor; ``None`` where a value is never defined or a floor is 0."""
-    found: dict[str, float | None] = {}
-    for name, floor in floors.items():
-        known = values[name][np.isfinite(values[name])]
-        found[name] = _rounded(np.median(known) / floor) if len(known) and floor > 0 else None
-    return found
+    return {name: _ratio(values[name], floor) for name, floor in floors.items()}
+
+
+def _ratio(values: NDArray[np.float64], floor: float) -> float | None:
+    """Return the median over the splits of value / floor; ``None`` where no value is defined or the floor is 0."""
+    known = values[np.isfinite(values)]
+    return _rounded(np.median(known) / floor) if len(known) and floor > 0 else None
 
 
 def _medians(rows: Any) -> dict[str, float | None]:
@@ -355,6 +523,25 @@ def _medians(rows: Any) -> dict[str, float | None]:
 def _share_above(values: NDArray[np.float64], floor: float) -> float:
     known = values[np.isfinite(values)]
     return float((known > floor).mean()) if len(known) else float("nan")
+
+
+def _notes(data: dict[str, Any]) -> list[str]:
+    """Return what a reader must know of the two measures that ``quality.report`` does not have."""
+    lines = [
+        "`block_edges` is what the warnings of a comparison look for, the 8 x 8 grid of JPEG, in dB over what the "
+        "real patches have; these are from JPEG (quality 75) themselves. The others are measures of every comparison.",
+    ]
+    held_out = data["kernel_distance_held_out"]
+    if held_out:
+        known = {name: [value for value in row.values() if value is not None] for name, row in held_out.items()}
+        words = ", ".join(f"{name} {np.median(row):.2f}" for name, row in known.items() if row)
+        lines[0] += (
+            " `kernel_distance` (MMD² of SAR-CLIP features) was taken for other terrains only. It flatters itself: "
+            "SAR-CLIP was trained on the terrain names of nine in ten of these patches. Sets of "
+            f"{HALF_COUNT} patches that it was not trained on, against those that it was, floor likewise, are fewer "
+            f"floors away (median over the other terrains: {words})."
+        )
+    return lines
 
 
 def _best_cell(ratios: dict[str, float | None]) -> str:
@@ -400,11 +587,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "assets", help="where to write (default: assets)")
     parser.add_argument("--count", type=int, default=COUNT, help=f"patches of a set (default: {COUNT})")
     parser.add_argument("--splits", type=int, default=DRAWS, help=f"random splits a number (default: {DRAWS})")
+    parser.add_argument("--features", type=Path, default=FEATURES, help="SAR-CLIP features of the patches")
     options = parser.parse_args(arguments)
     try:
         if options.count < 1 or options.splits < 20:
             raise InputError("Give --count of 1 or more and --splits of 20 or more.")
-        data = measure(options.data, options.count, options.splits)
+        data = measure(options.data, options.count, options.splits, options.features)
         text = markdown(data)
         write_atomic(options.out / "sensitivity.json", (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
         write_atomic(options.out / "sensitivity.md", text.encode())

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from sar_gen import sensitivity
 from sar_gen.amplitude import S1_VV
@@ -13,7 +14,6 @@ from sar_gen.errors import InputError
 from sar_gen.guides import Law, intensity_field
 from sar_gen.quality import report
 from sar_gen.quality.faults import FAULTS
-from sar_gen.quality.statistics import patch_statistics
 from sar_gen.reference_statistics import TERRAINS, read_pairs
 
 SIDE = 64
@@ -35,18 +35,31 @@ def data(tmp_path_factory):
             grey = np.rint(np.clip((10 * np.log10(intensity * S1_VV.peak**2) + 25) / 25, 0, 1) * 255)
             name = f"{terrain}_{number:02}.png"
             Image.fromarray(grey.astype(np.uint8)).save(folder / name)
-            rows.append(["train", terrain, f"{terrain}-{number % GROUPS}", name, name])
+            split = "train" if number % GROUPS < 2 else "reference"
+            rows.append([split, terrain, f"{terrain}-{number % GROUPS}", name, name])
     with (folder / "s1_pairs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["split", "terrain", "overlap_group", "sar", "optical"], *rows])
     return folder
 
 
 @pytest.fixture(scope="module")
-def made(data, tmp_path_factory):
+def features(tmp_path_factory):
+    """Features in which every terrain but one is noise about the same place; river lies elsewhere."""
+    path = tmp_path_factory.mktemp("features") / "features.safetensors"
+    generator = np.random.default_rng(1)
+    centres = {name: np.eye(8)[1 if name == "river" else 0] for name in TERRAINS}
+    rows = {f"s1-{n}": (c + 0.3 * generator.normal(size=(PATCHES, 8))) for n, c in centres.items()}
+    save_file({name: values.astype(np.float16) for name, values in rows.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(data, features, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sensitivity, "HALVES", 3)
-        assert sensitivity.main([str(data), "--out", str(out), "--count", "3", "--splits", "200"]) == 0
+        arguments = ["--out", str(out), "--count", "3", "--splits", "200", "--features", str(features)]
+        assert sensitivity.main([str(data), *arguments]) == 0
     return json.loads((out / "sensitivity.json").read_text()), (out / "sensitivity.md").read_text()
 
 
@@ -55,7 +68,7 @@ def real():
     generator = np.random.default_rng(3)
     levels = 0.2 * (1 + 0.1 * generator.normal(size=24))
     patches = [np.clip(level * np.sqrt(generator.gamma(4, 0.25, (64, 64))), 0, 1) for level in levels]
-    return patch_statistics(patches, [str(i // 2) for i in range(24)])
+    return sensitivity.measured(patches, [str(i // 2) for i in range(24)])
 
 
 def test_faults_with_a_known_mark_are_noticed(made):
@@ -68,6 +81,8 @@ def test_faults_with_a_known_mark_are_noticed(made):
     assert pooled["despeckle"]["enl"] > 5
     assert pooled["brightness"]["wasserstein1"] > 5
     assert pooled["upsample"]["spectrum"] > 5
+    assert pooled["jpeg"]["block_edges"] > 5
+    assert pooled["add_speckle"]["block_edges"] < 1.5
     # Speckle has no look direction: no measure may claim to see it.
     assert max(value for value in pooled["flip"].values() if value is not None) < 1
     # Brightness leaves the spectrum over the mean as it was, but for what it clips.
@@ -83,13 +98,39 @@ def test_another_terrain_is_noticed_where_it_differs(made):
     assert set(terrains["forest"]["other_terrains"]) == set(TERRAINS) - {"forest"}
 
 
+def test_kernel_distance_is_that_of_the_features(made, data):
+    table, text = made
+    forest = table["terrains"]["forest"]
+    assert forest["other_terrains"]["river"]["kernel_distance"] > 3
+    assert forest["other_terrains"]["gorge"]["kernel_distance"] < 1.5
+    assert table["terrains"]["river"]["ratios"]["terrain"]["kernel_distance"] > 3
+    assert "kernel_distance" not in forest["ratios"]["blur"]
+    assert table["kernel_distance_held_out"]["river"]["forest"] > 1.5
+    assert "that it was not trained on" in text
+    pairs = {name: [pair for pair in read_pairs(data) if pair.terrain == name] for name in TERRAINS}
+    assert sensitivity.read_features(sensitivity.FEATURES, pairs) is None  # of the real data, not of these patches
+    assert sensitivity.read_features(data / "none.safetensors", pairs) is None
+
+
+def test_kernel_distances_of_splits():
+    """Two patches on either side, one kernel value each: within, within, and four across."""
+    features = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    drawn, others = np.array([[1.0, 1, 0, 0]]), np.array([[0.0, 0, 1, 1]])
+    (value,) = sensitivity.kernel_distances(features, drawn, features, list("abcd"), others)
+    squares = {"near": 2.0, "far": 4.0}  # neighbours on the circle, and opposite points
+    bandwidth = np.median([2, 4, 2, 2, 4, 2]) ** 0.5
+    kernel = {name: np.exp(-square / (2 * bandwidth**2)) for name, square in squares.items()}
+    across = (kernel["far"] + kernel["near"]) * 2 / 4
+    assert value == pytest.approx(2 * kernel["near"] - 2 * across)
+
+
 def test_real_patches_exceed_the_floor_as_often_as_it_promises(made):
     data, _ = made
     shares = []
     for terrain in data["terrains"].values():
         assert (terrain["patches"], terrain["groups"], terrain["patches_with_faults"]) == (9, 6, 9)
         shares += terrain["real_beyond_floor"]["other_splits"].values()
-        assert set(terrain["real_beyond_floor"]["other_ground"]) == set(terrain["floor_95"])
+        assert {*terrain["real_beyond_floor"]["other_ground"], "kernel_distance"} == set(terrain["floor_95"])
     assert np.mean(shares) == pytest.approx(0.05, abs=0.02)
 
 
@@ -108,11 +149,11 @@ def test_the_document_says_what_it_rests_on(made):
 
 def test_floors_are_those_of_the_report(real):
     """The splits are drawn as the report draws its own: same seed, same floors."""
-    expected = report.floors(real, 5, draws=60, seed=9)
+    expected = report.floors(real.statistics, 5, draws=60, seed=9)
     found = sensitivity.floors_95(real, 5, 60, 9)
-    assert set(found) == set(expected)
-    for name, floor in found.items():
-        assert floor == pytest.approx(expected[name][1])
+    assert set(found) == {*expected, "block_edges"}
+    for name, floor in expected.items():
+        assert found[name] == pytest.approx(floor[1])
 
 
 def test_splits_keep_ground_apart(real):
@@ -130,9 +171,10 @@ def test_distances_of_splits_are_those_of_the_report(real):
     splits = sensitivity.random_splits(real.groups, 4, 3, 1)
     rows = sensitivity.distances(real, splits.drawn, real, splits.others)
     for split in range(3):
-        made, others = (real.subset(np.flatnonzero(weights[split])) for weights in (splits.drawn, splits.others))
-        measures = report.compare(made, others, reference_name="r", draws=2).measures
-        assert set(measures) == set(rows)
+        made, others = (real.subset(np.flatnonzero(w[split]).tolist()) for w in (splits.drawn, splits.others))
+        measures = report.compare(made.statistics, others.statistics, reference_name="r", draws=2).measures
+        assert {*measures, "block_edges"} == set(rows)
+        assert rows["block_edges"][split] == pytest.approx(max(0, made.edges.mean() - others.edges.mean()))
         for name, measure in measures.items():
             assert rows[name][split] == pytest.approx(measure.value)
 
@@ -145,7 +187,7 @@ def test_faults_are_given_to_some_patches_of_each_group(data, monkeypatch):
     assert {terrain.real.groups[row] for row in terrain.chosen} == {pair.group for pair in pairs}
     assert set(terrain.faulty) == {fault.name for fault in FAULTS} - {"terrain"}
     flipped = terrain.faulty["flip"]
-    assert (flipped.histograms == terrain.real.histograms[terrain.chosen]).all()
+    assert (flipped.statistics.histograms == terrain.real.statistics.histograms[terrain.chosen]).all()
     assert flipped.groups == tuple(terrain.real.groups[row] for row in terrain.chosen)
 
 

@@ -373,12 +373,12 @@ def _source(reference: ReferenceSet, settings: Settings) -> _Source | None:
     if first is None or len(reference.patches) == len(reference.statistics):
         return None
     folder, meaning, options = first.parent, None, references.DEFAULT_OPTIONS
-    for entry in references._registry(settings):
+    for entry in references.registry(settings):
         if entry["name"] == reference.name and "folder" in entry and first.is_relative_to(Path(entry["folder"])):
-            folder, options = Path(entry["folder"]), references._options(entry)
-            meaning = references._meaning(entry["meaning"])
+            folder, options = Path(entry["folder"]), references.options_of(entry)
+            meaning = references.meaning_of(entry["meaning"])
     digest = folder_digest(folder, meaning, options)
-    cache = references._cache_file(digest, settings)
+    cache = references.cache_file(digest, settings)
     if not cache.is_file():
         return None
     facts = unpack_statistics(cache.read_bytes())[2]

@@ -143,16 +143,16 @@ def read_patch(
     path = Path(path)
     if meaning is None and window is None:
         return _read_studio_patch(path, max_pixels, band)
-    if meaning is None and _is_complex(path, max_pixels):
+    if meaning is None and is_complex(path, max_pixels):
         meaning = PixelMeaning("amplitude")
     if meaning is not None and meaning.needs_scale and meaning.scale == "pool" and window is None:
         raise InputError(
             f"{path.name} alone has no scale: mean and standard deviation belong to a whole set or acquisition; "
             "give the folder of its set, a window of a larger raster, or a scale."
         )
-    with _source(path, meaning, max_pixels, band) as source:
+    with open_source(path, meaning, max_pixels, band) as source:
         place = source.raster.window(window)
-        values = _complete(source, place)
+        values = complete_values(source, place)
         scale = _scale_of(source, place[2] * place[3])
         return _finished(source, values, scale, None if window is None else place)
 
@@ -178,10 +178,10 @@ def read_folder(
         InputError: a file cannot be used, there is none, or they differ in unit.
     """
     folder = Path(folder)
-    files = _patch_files(folder)
+    files = folder_files(folder)
     if not files:
         raise InputError(f"{folder} holds no patches; put PNG, TIFF, JPEG, NPY or SICD files there.")
-    if meaning is None and all(_is_complex(path, max_pixels) for path in files):
+    if meaning is None and all(is_complex(path, max_pixels) for path in files):
         meaning = PixelMeaning("amplitude")
     if meaning is None:
         patches = {patch.path: patch for patch in (read_patch(path, None, max_pixels, band=band) for path in files)}
@@ -189,11 +189,11 @@ def read_folder(
     first_of: dict[str, str] = {}
     parts = []
     for path in files:
-        with _source(path, meaning, max_pixels, band) as source:
+        with open_source(path, meaning, max_pixels, band) as source:
             raster = source.raster
-            values = _complete(source, raster.window(None))
+            values = complete_values(source, raster.window(None))
             first_of.setdefault("floats" if raster.dtype.kind in "fc" else f"{raster.dtype.name} values", path.name)
-            parts.append((source, _in_unit(values, _facts(raster), meaning, path.name)))
+            parts.append((source, in_unit(values, facts_of(raster), meaning, path.name)))
     if len(first_of) > 1 and meaning.encoding in ("amplitude", "intensity"):
         kinds = ", ".join(f"{unit} ({name})" for unit, name in first_of.items())
         raise InputError(
@@ -249,7 +249,7 @@ def read_tiles(
         )
     if group_tiles < 1:
         raise InputError(f"Groups of {group_tiles} by {group_tiles} tiles are none; give at least 1.")
-    if meaning is None and _is_complex(path, max_pixels):
+    if meaning is None and is_complex(path, max_pixels):
         meaning = PixelMeaning("amplitude")
     return _tiles(path, meaning, side, max_pixels, band, window, group_tiles, say)
 
@@ -283,8 +283,8 @@ def read_values(
     """
     with open_raster(path, max_pixels, file=file) as raster:
         index, place = raster.band(band), raster.window(window)
-        values = _complete(_Source(raster, index, PixelMeaning("studio"), path), place)
-        return values, _facts(raster) | {
+        values = complete_values(Source(raster, index, PixelMeaning("studio"), path), place)
+        return values, facts_of(raster) | {
             "polarisation": raster.polarisation(index),
             "georeference": raster.georeference and raster.georeference.at(*place[:2]),
         }
@@ -320,7 +320,7 @@ def tiff_bytes(array: NDArray[Any], metadata: dict[str, Any] | None = None) -> b
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """An open file, and what is meant by it."""
 
     raster: Raster
@@ -330,7 +330,7 @@ class _Source:
     encoding: AmplitudeEncoding = "linear"
 
 
-def _facts(raster: Raster) -> dict[str, Any]:
+def facts_of(raster: Raster) -> dict[str, Any]:
     return {
         "format": raster.format,
         "dtype": raster.dtype.name,
@@ -342,12 +342,12 @@ def _facts(raster: Raster) -> dict[str, Any]:
     }
 
 
-def _is_complex(path: Path, max_pixels: int) -> bool:
+def is_complex(path: Path, max_pixels: int) -> bool:
     with open_raster(path, max_pixels) as raster:
         return raster.is_complex
 
 
-def _read(source: _Source, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def _read(source: Source, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Return a window as float32 or complex64, and where it has no data or is not finite (``None``: nowhere)."""
     raster = source.raster
     stored, missing = raster.read(window, source.band)
@@ -362,7 +362,7 @@ def _read(source: _Source, window: Window) -> tuple[NDArray[Any], NDArray[np.boo
     return values, missing if missing is not None and missing.any() else None
 
 
-def _complete(source: _Source, window: Window) -> NDArray[Any]:
+def complete_values(source: Source, window: Window) -> NDArray[Any]:
     """Return the values of a window, all of which are there.
 
     Raises:
@@ -385,7 +385,7 @@ def _complete(source: _Source, window: Window) -> NDArray[Any]:
     )
 
 
-def _in_unit(values: NDArray[Any], metadata: dict[str, Any], meaning: PixelMeaning, name: str) -> NDArray[np.float32]:
+def in_unit(values: NDArray[Any], metadata: dict[str, Any], meaning: PixelMeaning, name: str) -> NDArray[np.float32]:
     """Return linear amplitude in the unit of the file's scale; for ``studio``, the finished amplitude.
 
     Raises:
@@ -427,11 +427,11 @@ def _in_unit(values: NDArray[Any], metadata: dict[str, Any], meaning: PixelMeani
 
 
 @contextmanager
-def _source(path: Path, meaning: PixelMeaning | None, max_pixels: int, band: int | str | None) -> Iterator[_Source]:
+def open_source(path: Path, meaning: PixelMeaning | None, max_pixels: int, band: int | str | None) -> Iterator[Source]:
     """Open a file; one that the studio wrote (no meaning) is read whole and held as a raster."""
     if meaning is not None:
         with open_raster(path, max_pixels) as raster:
-            yield _Source(raster, raster.band(band), meaning, path)
+            yield Source(raster, raster.band(band), meaning, path)
         return
     patch = _read_studio_patch(path, max_pixels, band)
 
@@ -445,18 +445,18 @@ def _source(path: Path, meaning: PixelMeaning | None, max_pixels: int, band: int
         georeference=patch.georeference,
     )  # fmt: skip
     meaning = PixelMeaning("studio", polarisation=patch.polarisation)
-    yield _Source(raster, 0, meaning, patch.path or path, patch.encoding)
+    yield Source(raster, 0, meaning, patch.path or path, patch.encoding)
 
 
 def _finished(
-    source: _Source, values: NDArray[Any], scale: Scale | None, window: Window | None, group: str = ""
+    source: Source, values: NDArray[Any], scale: Scale | None, window: Window | None, group: str = ""
 ) -> Patch:
-    unit = _in_unit(values, _facts(source.raster), source.meaning, source.raster.name)
+    unit = in_unit(values, facts_of(source.raster), source.meaning, source.raster.name)
     return _patch(source, unit, scale, window, group)
 
 
 def _patch(
-    source: _Source,
+    source: Source,
     unit: NDArray[np.float32],
     scale: Scale | Literal["pool"] | None,
     window: Window | None,
@@ -503,7 +503,7 @@ def _tiles(
     group_tiles: int,
     say: Callable[[str], None] | None,
 ) -> Iterator[Patch]:
-    with _source(path, meaning, max_pixels, band) as source:
+    with open_source(path, meaning, max_pixels, band) as source:
         raster = source.raster
         _, _, height, width = region = raster.window(window, limited=False)
         if min(height, width) < side:
@@ -557,7 +557,7 @@ def _blocks(window: Window, side: int) -> Iterator[Window]:
             yield top, left, side, min(columns, (column + width - left) // side * side)
 
 
-def _scale_of(source: _Source, patch_pixels: int) -> Scale | None:
+def _scale_of(source: Source, patch_pixels: int) -> Scale | None:
     """Return the scale of a patch of a raster: the meaning's, or one pooled over the raster at constant memory.
 
     Raises:
@@ -573,10 +573,10 @@ def _scale_of(source: _Source, patch_pixels: int) -> Scale | None:
             f"{raster.name} has less than {_POOL_TIMES} times the pixels of the part that is asked for, so that it "
             "cannot give it a scale: mean and standard deviation belong to a whole acquisition or set; give a scale."
         )
-    return _pooled(_units(source), f"all pixels of {raster.name}", raster.name)
+    return _pooled(units_of(source), f"all pixels of {raster.name}", raster.name)
 
 
-def _units(source: _Source) -> Iterator[NDArray[np.float32]]:
+def units_of(source: Source) -> Iterator[NDArray[np.float32]]:
     """Yield the amplitudes of all pixels with data of a raster, some at a time, without its constant squares."""
     raster = source.raster
     width = min(raster.width, _BLOCK_PIXELS // _SQUARE)
@@ -590,7 +590,7 @@ def _units(source: _Source) -> Iterator[NDArray[np.float32]]:
                 if (square == square[0, 0]).all():
                     keep[:, start : start + _SQUARE] = False
             if keep.any():
-                yield _in_unit(values[keep], _facts(raster), source.meaning, raster.name)
+                yield in_unit(values[keep], facts_of(raster), source.meaning, raster.name)
 
 
 def _all_of(count: int, folder: str) -> str:
@@ -655,7 +655,7 @@ def _read_studio_patch(path: Path, max_pixels: int, band: int | str | None = Non
         )
     known: dict[Any, AmplitudeEncoding] = {"linear": "linear", "db": "db"}
     return Patch(
-        _in_unit(values, metadata, PixelMeaning("studio"), path.name),
+        in_unit(values, metadata, PixelMeaning("studio"), path.name),
         path.name,
         known.get(facts.get("encoding"), "unknown"),
         facts.get("polarisation"),
@@ -701,7 +701,7 @@ def _settings_beside(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _patch_files(folder: Path) -> list[Path]:
+def folder_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; check the path.")
     run = _run_json(folder)

@@ -29,15 +29,15 @@ from sar_gen.files import write_atomic
 from sar_gen.patches import (
     Patch,
     PixelMeaning,
-    _complete,
-    _facts,
-    _in_unit,
-    _is_complex,
-    _patch_files,
-    _source,
-    _units,
+    complete_values,
+    facts_of,
+    folder_files,
+    in_unit,
+    is_complex,
+    open_source,
     read_patch,
     read_tiles,
+    units_of,
 )
 from sar_gen.quality.statistics import ARRAYS, MIN_SIDE, PatchStatistics, concat, patch_statistics
 from sar_gen.rasters import open_raster
@@ -116,12 +116,12 @@ def patch_files(folder: Path, recursive: bool = False) -> list[str]:
         InputError: the folder is missing or may not be read, or holds no patches.
     """
     if not recursive:
-        names = [path.name for path in _patch_files(folder)]
+        names = [path.name for path in folder_files(folder)]
     else:
         names = []
         for parent, children, _ in os.walk(folder):
             children[:] = [child for child in children if not child.startswith(".")]
-            names += [str(path.relative_to(folder).as_posix()) for path in _patch_files(Path(parent))]
+            names += [str(path.relative_to(folder).as_posix()) for path in folder_files(Path(parent))]
         names.sort()
     if not names:
         where = "it or its subfolders" if recursive else "it (subfolders are read with --recursive)"
@@ -183,7 +183,7 @@ def known_meaning(
     if meaning is not None:
         return meaning
     names = patch_files(folder, options.recursive)
-    return PixelMeaning("amplitude") if all(_is_complex(folder / name, max_pixels) for name in names) else None
+    return PixelMeaning("amplitude") if all(is_complex(folder / name, max_pixels) for name in names) else None
 
 
 def shown_patch(
@@ -321,14 +321,14 @@ def _pooled_scales(job: _Job) -> dict[str, Scale]:
 
 def _moments(job: _Job, name: str) -> list[Any]:
     """Return number, mean and sum of squared deviations of a file's linear amplitude, and the kind of its values."""
-    with _source(job.folder / name, job.meaning, job.max_pixels, job.options.band) as source:
+    with open_source(job.folder / name, job.meaning, job.max_pixels, job.options.band) as source:
         kind = "floats" if source.raster.dtype.kind in "fc" else f"{source.raster.dtype.name} values"
         if job.options.tile is not None:
-            units: Iterable[NDArray[Any]] = _units(source)
+            units: Iterable[NDArray[Any]] = units_of(source)
         else:
-            values = _complete(source, source.raster.window(None))
+            values = complete_values(source, source.raster.window(None))
             _check_side(values.shape)
-            units = [_in_unit(values, _facts(source.raster), source.meaning, source.raster.name)]
+            units = [in_unit(values, facts_of(source.raster), source.meaning, source.raster.name)]
         total = (0, 0.0, 0.0)
         for unit in units:
             job.check()

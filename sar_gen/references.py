@@ -70,7 +70,7 @@ def list_references(settings: Settings) -> list[ReferenceInfo]:
         for entry in _index(settings.assets / "references" / INDEX)["sets"]
     ]
     infos += packaged_infos()
-    return infos + [_user_info(entry) for entry in _registry(settings)]
+    return infos + [_user_info(entry) for entry in registry(settings)]
 
 
 def load_reference(name_or_folder: str | Path, settings: Settings) -> ReferenceSet:
@@ -92,7 +92,7 @@ def load_reference(name_or_folder: str | Path, settings: Settings) -> ReferenceS
             return _shipped(settings.assets / "references", name)
     if name in ("ben-vv", "ben-vh"):
         return packaged_set("VV" if name == "ben-vv" else "VH")
-    for entry in _registry(settings):
+    for entry in registry(settings):
         if entry["name"] == name:
             return _user_set(entry, settings)
     path = Path(name_or_folder).expanduser()
@@ -177,7 +177,7 @@ def remove_reference(name: str, settings: Settings) -> None:
     Raises:
         InputError: there is no such set of the user's.
     """
-    entries = _registry(settings)
+    entries = registry(settings)
     if name not in {entry["name"] for entry in entries}:
         raise InputError(f"There is no reference set {name!r} of your own to remove.")
     _write_registry([entry for entry in entries if entry["name"] != name], settings)
@@ -314,16 +314,16 @@ def _home(settings: Settings) -> Path:
     return settings.home / "references"
 
 
-def _registry(settings: Settings) -> list[dict[str, Any]]:
+def registry(settings: Settings) -> list[dict[str, Any]]:
     path = _home(settings) / "sets.json"
     if not path.is_file():
         return []
     try:
         entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["sets"]
         for entry in entries:
-            _user_info(entry), _options(entry)
+            _user_info(entry), options_of(entry)
             if "file" not in entry:
-                Path(entry["folder"]), _meaning(entry["meaning"])
+                Path(entry["folder"]), meaning_of(entry["meaning"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as the list of your reference sets; repair or delete it.") from error
     return entries
@@ -334,7 +334,7 @@ def _write_registry(entries: list[dict[str, Any]], settings: Settings) -> None:
 
 
 def _recorded(entry: dict[str, Any], settings: Settings) -> ReferenceInfo:
-    others = [other for other in _registry(settings) if other["name"] != entry["name"]]
+    others = [other for other in registry(settings) if other["name"] != entry["name"]]
     _write_registry([*others, entry], settings)
     return _user_info(entry)
 
@@ -347,11 +347,11 @@ def _user_info(entry: dict[str, Any]) -> ReferenceInfo:
     )  # fmt: skip
 
 
-def _options(entry: dict[str, Any]) -> FolderOptions:
+def options_of(entry: dict[str, Any]) -> FolderOptions:
     return FolderOptions(**entry.get("options", {}))
 
 
-def _meaning(data: dict[str, Any] | None) -> PixelMeaning | None:
+def meaning_of(data: dict[str, Any] | None) -> PixelMeaning | None:
     """Return the meaning that ``dataclasses.asdict`` and JSON made of it."""
     if data is None:
         return None
@@ -377,9 +377,9 @@ def _user_set(entry: dict[str, Any], settings: Settings) -> ReferenceSet:
     folder = Path(entry["folder"])
     note = entry.get("note", "")
     if folder.is_dir():
-        measured = _measured_folder(folder, _meaning(entry["meaning"]), _options(entry), settings)
+        measured = _measured_folder(folder, meaning_of(entry["meaning"]), options_of(entry), settings)
     else:
-        cache = _cache_file(entry["digest"], settings)
+        cache = cache_file(entry["digest"], settings)
         if not cache.is_file():
             raise InputError(
                 f"The folder {folder} of the reference set {entry['name']} is gone; bring it back, or remove the set."
@@ -453,7 +453,7 @@ def _measured_folder(
 ) -> ReferenceSet:
     """Measure a folder, or take its statistics from the cache."""
     digest = folder_digest(folder, meaning, options)
-    cache = _cache_file(digest, settings)
+    cache = cache_file(digest, settings)
     if cache.is_file():
         try:
             return _cached(cache, folder, meaning, options, settings)
@@ -518,7 +518,7 @@ def _from_cache(
     )
 
 
-def _cache_file(digest: str, settings: Settings) -> Path:
+def cache_file(digest: str, settings: Settings) -> Path:
     return _home(settings) / "cache" / f"{digest[:32]}.npz"
 
 

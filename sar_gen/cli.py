@@ -146,6 +146,10 @@ def compare(
     features: Annotated[
         bool, typer.Option("--features", help="Also compare the sets in SAR-CLIP's features (0.3 s a patch and more).")
     ] = False,
+    training: Annotated[
+        str | None,
+        typer.Option(help="With --features: set or folder of the training patches to look for copies of."),
+    ] = None,
     clip: Annotated[
         str | None, typer.Option(help="Another CLIP: a folder or a hub id, in place of the SAR-CLIP that ships.")
     ] = None,
@@ -181,6 +185,7 @@ def compare(
         settings=settings,
         prompt=prompt,
         features=features,
+        training=None if training is None else reference_module.load_reference(training, settings),
         clip=None if clip is None else _load_clip(clip, settings),
         say=progress.show,
     )

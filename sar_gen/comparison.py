@@ -87,6 +87,7 @@ def compare_patches(
     settings: Settings,
     prompt: str | None = None,
     features: bool = False,
+    training: ReferenceSet | None = None,
     clip: SarClip | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Comparison:
@@ -98,6 +99,7 @@ def compare_patches(
         settings: where SAR-CLIP is.
         prompt: what the patches should show; their agreement with it is measured by SAR-CLIP (0.3 s a patch and more).
         features: also compare the sets in SAR-CLIP's features: distance, diversity, memorisation (as slow).
+        training: with ``features``, the patches to look for copies of; ``None`` takes what ships with sar-mini.
         clip: a CLIP that is loaded already; ``None`` loads the one that ships, where it is needed.
         say: is told what is being done; an exception that it raises ends the work.
 
@@ -129,7 +131,7 @@ def compare_patches(
         if features:
             from sar_gen.features import set_report
 
-            sets = set_report(patches, reference, settings, clip=clip, progress=say)
+            sets = set_report(patches, reference, settings, clip=clip, training=training, progress=say)
     return Comparison(
         report=report,
         patches=tuple(patches),

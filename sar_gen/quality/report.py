@@ -152,7 +152,6 @@ def compare(
     reference_name: str,
     draws: int = 200,
     seed: int = 0,
-    semantic: Measure | None = None,
 ) -> QualityReport:
     """Compare generated patches with a set of real ones.
 
@@ -165,7 +164,6 @@ def compare(
         reference_name: name of the set, for the verdict.
         draws: number of real-versus-real comparisons for the floors.
         seed: seed of the draws.
-        semantic: prompt agreement, where it was measured elsewhere.
 
     Raises:
         InputError: one side has no patch.
@@ -182,8 +180,6 @@ def compare(
     descriptors = zip(DESCRIPTORS, made.means, real.means, descriptors_of(reference).T, strict=True)
     for name, mean_made, mean_real, of_patches in descriptors:
         measures[name] = _descriptor(measures[name], mean_made, mean_real, of_patches)
-    if semantic is not None:
-        measures["semantic"] = semantic
     amplitude = {"generated": _summary(made.histogram), "reference": _summary(real.histogram)}
     return QualityReport(
         reference=reference_name,

@@ -259,6 +259,10 @@ def ratio_table(found: Sequence[tuple[str, RatioStatistics]]) -> str:
     )
 
 
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
 def sets_table(sets: SetReport | None) -> str:
     """Return the statistics of the set on SAR-CLIP features, and the nearest training patches."""
     if sets is None:
@@ -269,7 +273,7 @@ def sets_table(sets: SetReport | None) -> str:
         rows = "".join(
             f'<tr data-patch="{pair.index}" tabindex="0"><th scope="row" title="{escape(pair.name)}"><bdi>'
             f"{escape(pair.name)}</bdi></th><td>{escape(pair.training)}</td><td>{pair.distance:.3f}</td>"
-            f'<td class="{"poor" if pair.copy else "good"}">{pair.nearer_real:.1%}</td></tr>'
+            f'<td class="{"poor" if pair.copy else "good"}">{_share(pair.nearer_real)}</td></tr>'
             for pair in found.pairs[:NEAREST]
         )
         html += (

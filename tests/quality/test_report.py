@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from sar_gen.errors import InputError
 from sar_gen.quality import GLCM_NAMES, patch_statistics
 from sar_gen.quality.distribution import kl_divergence, wasserstein1
-from sar_gen.quality.report import Measure, compare, floors
+from sar_gen.quality.report import compare, floors
 
 NAMES = {
     "wasserstein1",
@@ -220,12 +220,6 @@ def test_empty_sides_are_refused(reference):
         compare(reference.subset([]), reference, reference_name="x")
     with pytest.raises(InputError, match="'x' has no patches"):
         compare(reference, reference.subset([]), reference_name="x")
-
-
-def test_semantic_is_passed_on(reference):
-    semantic = Measure(0.3, None, "cosine", None, None)
-    report = compare(reference.subset([0]), reference, reference_name="x", semantic=semantic)
-    assert report.measures["semantic"] is semantic
 
 
 def test_a_smoothed_field_is_said_to_be_correlated_and_to_lack_power(reference):

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from sar_gen.comparison import with_prompt
 from sar_gen.errors import InputError
 from sar_gen.files import sha256_of
 from sar_gen.quality import semantic
@@ -256,9 +257,12 @@ def test_a_prompt_without_a_ground_is_read_by_its_polarisation_with_a_warning(mo
 def test_the_measure_takes_its_place_in_a_report(model, patches):
     found = prompt_agreement(patches, "forest", model)
     statistics = patch_statistics(patches, ["a", "b", "c"])
-    report = compare(statistics, statistics, reference_name="same", semantic=found.measure)
+    report = with_prompt(
+        compare(statistics, statistics, reference_name="same"), patches, "forest", model, polarisation=None
+    )
     json.dumps(report.to_json(), allow_nan=False)
-    assert report.measures["semantic"] is found.measure
+    assert report.measures["semantic"] == found.measure
+    assert f"Prompt: {found.text}" in report.notes
 
 
 @pytest.mark.parametrize(("amplitudes", "prompt"), [([], "forest"), ([np.zeros((256, 256))], " , ")])

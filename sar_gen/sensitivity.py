@@ -46,6 +46,7 @@ HALVES = 20
 """Times that the ground of a terrain is halved for the check on other ground."""
 HALF_COUNT = 7
 """Patches of a set in that check: the most that half of the fewest groups allow."""
+KERNEL = "kernel_distance"
 BEYOND = 1.5
 """A fault counts as noticed when the median set lies this many floors away."""
 FLOOR_SEED, CHECK_SEED, FAULT_SEED, HALF_SEED = 1, 2, 3, 4
@@ -383,10 +384,10 @@ def measure(folder: Path, count: int = COUNT, splits: int = DRAWS, features_file
         groups = {name: terrain.real.groups for name, terrain in terrains.items()}
         for name, kernel in kernel_table(features, groups, count, splits // 4).items():
             row = rows[name]
-            row["floor_95"]["kernel_distance"] = _rounded(kernel["floor_95"])
-            row["real_beyond_floor"]["other_splits"]["kernel_distance"] = _rounded(kernel["other_splits"])
+            row["floor_95"][KERNEL] = _rounded(kernel["floor_95"])
+            row["real_beyond_floor"]["other_splits"][KERNEL] = _rounded(kernel["other_splits"])
             for other, ratio in kernel["ratios"].items():
-                row["other_terrains"][other]["kernel_distance"] = ratio
+                row["other_terrains"][other][KERNEL] = ratio
         held_out = held_out_kernel_ratios(features, pairs, splits // 4)
     for row in rows.values():
         # One number a measure for "another terrain": the median of the four.
@@ -447,7 +448,7 @@ def markdown(data: dict[str, Any]) -> str:
         _row(["measure", *head]),
         _row(["---", *["---:"] * len(faults)]),
         *(
-            _row([f"`{measure}`", *(_cell(data["pooled"][fault["name"]].get(measure)) for fault in faults)])
+            _row([_name(measure), *(_cell(data["pooled"][fault["name"]].get(measure)) for fault in faults)])
             for measure in measures
         ),
         "",
@@ -455,7 +456,7 @@ def markdown(data: dict[str, Any]) -> str:
         "",
         *_notes(data),
         "",
-        "The measure that notices most, in each terrain:",
+        "The measure that notices most, in each terrain (in brackets `kernel_distance` †):",
         "",
         _row(["terrain", *head]),
         _row(["---", *["---"] * len(faults)]),
@@ -465,7 +466,7 @@ def markdown(data: dict[str, Any]) -> str:
     lines += [
         "",
         "Another terrain (g), pair by pair: the measure that notices most when patches of the row are judged by the "
-        "column's set.",
+        "column's set (in brackets `kernel_distance` †).",
         "",
         _row(["patches of", *data["terrains"]]),
         _row(["---", *["---"] * len(data["terrains"])]),
@@ -484,7 +485,7 @@ def markdown(data: dict[str, Any]) -> str:
     ]
     for measure in measures:
         beyond = [terrain["real_beyond_floor"] for terrain in data["terrains"].values()]
-        lines.append(_row([f"`{measure}`", *(_shares(entry, measure) for entry in beyond)]))
+        lines.append(_row([_name(measure), *(_shares(entry, measure) for entry in beyond)]))
     sizes = ", ".join(f"{n} {t['patches']} in {t['groups']}" for n, t in data["terrains"].items())
     lines += [
         "",
@@ -536,20 +537,22 @@ def _notes(data: dict[str, Any]) -> list[str]:
         known = {name: [value for value in row.values() if value is not None] for name, row in held_out.items()}
         words = ", ".join(f"{name} {np.median(row):.2f}" for name, row in known.items() if row)
         lines[0] += (
-            " `kernel_distance` (MMD² of SAR-CLIP features) was taken for other terrains only. It flatters itself: "
-            "SAR-CLIP was trained on the terrain names of nine in ten of these patches. Sets of "
-            f"{HALF_COUNT} patches that it was not trained on, against those that it was, floor likewise, are fewer "
-            f"floors away (median over the other terrains: {words})."
+            " † `kernel_distance` (MMD² of SAR-CLIP features, a squared distance) was taken for other terrains only, "
+            "and it flatters itself: SAR-CLIP was trained on nine in ten of these patches and the names of their "
+            f"terrains. Sets of {HALF_COUNT} patches that it was not trained on, against those that it was, floor "
+            f"likewise, are fewer floors away (median over the other terrains: {words})."
         )
     return lines
 
 
 def _best_cell(ratios: dict[str, float | None]) -> str:
-    known = {name: value for name, value in ratios.items() if value is not None}
+    """Return the measure that notices most, and the kernel distance, which knows the patches, beside it."""
+    known = {name: value for name, value in ratios.items() if value is not None and name != KERNEL}
     if not known:
         return _cell(None)
     name = max(known, key=lambda name: known[name])
-    return f"{_cell(known[name])} `{name}`"
+    trained = f" ({_cell(ratios[KERNEL])}†)" if KERNEL in ratios else ""
+    return f"{_cell(known[name])} `{name}`{trained}"
 
 
 def _rounded(value: Any) -> float:
@@ -558,6 +561,10 @@ def _rounded(value: Any) -> float:
 
 def _rounded_all(values: dict[str, float]) -> dict[str, float | None]:
     return {name: _rounded(value) if np.isfinite(value) else None for name, value in values.items()}
+
+
+def _name(measure: str) -> str:
+    return f"`{measure}`{' †' if measure == KERNEL else ''}"
 
 
 def _row(cells: Sequence[str]) -> str:

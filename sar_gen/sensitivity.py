@@ -478,7 +478,7 @@ def markdown(data: dict[str, Any]) -> str:
         "",
         "How often real against real exceeds the floor (5 % is what a 95th percentile promises): on other random "
         "splits of the same patches, and, in brackets, on other ground (the groups halved at random "
-        f"{HALVES} times, sets of {HALF_COUNT}, floor from one half, tried on the other).",
+        f"{HALVES} times, {data['splits'] // 10} sets of {HALF_COUNT} each, floor from one half, tried on the other).",
         "",
         _row(["measure", *data["terrains"]]),
         _row(["---", *["---:"] * len(data["terrains"])]),
@@ -538,7 +538,7 @@ def _notes(data: dict[str, Any]) -> list[str]:
         words = ", ".join(f"{name} {np.median(row):.2f}" for name, row in known.items() if row)
         lines[0] += (
             " † `kernel_distance` (MMD² of SAR-CLIP features, a squared distance) was taken for other terrains only, "
-            "and it flatters itself: SAR-CLIP was trained on nine in ten of these patches and the names of their "
+            f"over {data['splits'] // 4} sets, and it flatters itself: SAR-CLIP was trained on nine in ten of these patches and the names of their "
             f"terrains. Sets of {HALF_COUNT} patches that it was not trained on, against those that it was, floor "
             f"likewise, are fewer floors away (median over the other terrains: {words})."
         )

@@ -538,7 +538,8 @@ def _notes(data: dict[str, Any]) -> list[str]:
         words = ", ".join(f"{name} {np.median(row):.2f}" for name, row in known.items() if row)
         lines[0] += (
             " † `kernel_distance` (MMD² of SAR-CLIP features, a squared distance) was taken for other terrains only, "
-            f"over {data['splits'] // 4} sets, and it flatters itself: SAR-CLIP was trained on nine in ten of these patches and the names of their "
+            f"over {data['splits'] // 4} sets, and it flatters itself: SAR-CLIP was trained on nine in ten of these "
+            "patches and the names of their "
             f"terrains. Sets of {HALF_COUNT} patches that it was not trained on, against those that it was, floor "
             f"likewise, are fewer floors away (median over the other terrains: {words})."
         )

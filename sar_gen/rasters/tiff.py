@@ -1,17 +1,14 @@
 """TIFF and GeoTIFF, read by the strips or tiles that a window touches.
 
-The package tifffile parses the file's structure; segments are decoded here, because tifffile without its compiled
-extra package reads no LZW and no floating-point predictor, and no complex integers (Sentinel-1 SLC) at all. LZW,
-PackBits, LZMA and Zstandard are undone by the libtiff inside Pillow: a segment goes to it as a TIFF of plain bytes.
+The package tifffile parses the file's structure and, with its companion imagecodecs, decodes the segments; only the
+part of an uncompressed segment that lies in a window is read here, by its place in the file.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
-import struct
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
@@ -24,9 +21,11 @@ from sar_gen.rasters.pictures import ORIENTATION, STUDIO_KEY, check_upright, par
 from sar_gen.rasters.raster import Georeference, Raster, Read, Window, check_size, read_exactly, read_plain
 
 _GDAL_METADATA, _GDAL_NODATA, _SNAP_XML = 42112, 42113, 65000
-_NONE, _LZW, _JPEG, _DEFLATE, _PACKBITS, _OLD_DEFLATE, _LZMA, _ZSTD = 1, 5, 7, 8, 32773, 32946, 34925, 50000
-_BY_PILLOW = (_LZW, _PACKBITS, _LZMA, _ZSTD)
-_UNSIGNED, _SIGNED, _FLOAT, _COMPLEX_INTEGER, _COMPLEX = 1, 2, 3, 5, 6  # TIFF sample formats
+_NONE, _JPEG = 1, 7
+# Besides these two: LZW, DEFLATE and its old number, PackBits, LZMA and Zstandard. LERC is left out: where it masks
+# pixels without data, imagecodecs 2026.3 returns 0 for them, and moves the values of the bands beside them.
+_LOSSLESS = (5, 8, 32946, 32773, 34925, 50000)
+_COMPLEX_INTEGER, _SAMPLE_FORMATS = 5, (1, 2, 3, 5, 6)  # unsigned, signed, float, complex integer, complex
 _HORIZONTAL, _FLOATING = 2, 3  # predictors
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RED_GREEN_BLUE = 0, 1, 2  # photometric interpretations
 _ALPHA = (1, 2)
@@ -34,29 +33,24 @@ _POINT, _USER_DEFINED = 2, 32767  # GeoTIFF: pixels are points; not in the EPSG 
 
 
 @dataclass(frozen=True)
-class _Page:
+class _Image:
     """One image of a TIFF, as its tags describe it."""
 
-    width: int
     height: int
+    width: int
     samples: int
     separate: bool  # each sample has segments of its own
-    raw: np.dtype[Any]  # of one element as stored; pairs of integers for complex integers
-    bits: int
-    compression: int
-    predictor: int
+    dtype: np.dtype[Any]  # of the values that a reader gets
+    stored: np.dtype[Any] | None  # of the numbers, as they lie in segments that are read in part; two a complex value
     segment: tuple[int, int]  # height and width of a strip or tile
-    tiled: bool
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
-    jpeg_tables: bytes | None
+    decode: Callable[[bytes, int], NDArray[Any]]  # bytes and index of a segment to (rows, columns, samples)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values that a reader gets."""
-        if self.raw.fields is not None:
-            return np.dtype(np.complex64)
-        return np.dtype(np.uint8) if self.bits == 1 else self.raw.newbyteorder("=")
+    def grid(self) -> tuple[int, int]:
+        """Segments down and across."""
+        return -(-self.height // self.segment[0]), -(-self.width // self.segment[1])
 
 
 def open_tiff(name: str, file: BinaryIO, max_pixels: int) -> Raster:
@@ -76,21 +70,23 @@ def open_tiff(name: str, file: BinaryIO, max_pixels: int) -> Raster:
             check_size(name, first.imagewidth, first.imagelength, max_pixels)
         for page in images:
             _check_kind(name, page)
-        pages = [_page(name, page) for page in images]
-        if len({(page.width, page.height, page.raw) for page in pages}) > 1:
+        if len({(page.imagewidth, page.imagelength, page.bitspersample, page.sampleformat) for page in images}) > 1:
             raise InputError(
-                f"{name} holds {len(pages)} images of different size or type; save the one that is meant as a file of "
-                "its own."
+                f"{name} holds {len(images)} images of different size or type; save the one that is meant as a file "
+                "of its own."
             )
-        masks = [_page(name, page) for page in all_pages if page.is_mask]
-        masks = [mask for mask in masks if (mask.width, mask.height) == (pages[0].width, pages[0].height)]
+        size = first.imagelength, first.imagewidth
+        pages = [_image(name, page, max_pixels) for page in images]
+        masks = [
+            _image(name, page, max_pixels)
+            for page in all_pages
+            if page.is_mask and (page.imagelength, page.imagewidth) == size
+        ]
         alpha = _alpha(first)
         facts = _gdal_facts(first)
         studio = (parsed(first.description) or {}).get(STUDIO_KEY)
         georeference = _georeference(first)
         nodata = _number(first.tags.valueof(_GDAL_NODATA))
-    for page in (*pages, *masks):
-        _check_segment(name, page, max_pixels)
     bands = [(page, sample) for page in pages for sample in range(page.samples) if sample != alpha]
     names = [facts.names.get(index, "") for index in range(len(bands))]
     colour = first.photometric == _RED_GREEN_BLUE and len(bands) == 3 and not any(names)
@@ -100,10 +96,10 @@ def open_tiff(name: str, file: BinaryIO, max_pixels: int) -> Raster:
 
     def read(band: int, window: Window) -> Read:
         page, sample = bands[band]
-        values, missing = _read(name, file, page, sample, window)
-        hidden = [_read(name, file, mask, 0, window)[0] == 0 for mask in masks]
+        values, missing = _read(file, page, sample, window)
+        hidden = [_read(file, mask, 0, window)[0] == 0 for mask in masks]
         if alpha is not None:
-            opacity = _read(name, file, page, alpha, window)[0]
+            opacity = _read(file, page, alpha, window)[0]
             hidden.append(opacity < (np.iinfo(opacity.dtype).max if opacity.dtype.kind in "iu" else 1))
         if nodata is not None and scales:  # what it stands for is the stored value, not the scaled one
             hidden.append(values == nodata)
@@ -115,7 +111,7 @@ def open_tiff(name: str, file: BinaryIO, max_pixels: int) -> Raster:
         return values, missing if missing is not None and missing.any() else None
 
     return Raster(
-        name, "TIFF", pages[0].height, pages[0].width, np.dtype(np.float32) if scales else pages[0].dtype,
+        name, "TIFF", *size, np.dtype(np.float32) if scales else pages[0].dtype,
         tuple(names), read, max_pixels, colour=colour, nodata=None if scales else nodata,
         missing_is="its no-data value, mask or gaps", studio=studio if isinstance(studio, dict) else None,
         georeference=georeference,
@@ -142,72 +138,58 @@ def _check_kind(name: str, page: Any) -> None:
         raise InputError(f"{name} is an ImageJ stack; save the one picture that is meant.")
 
 
-def _page(name: str, page: Any) -> _Page:
-    tags = page.tags
-    bits, kind = page.bitspersample, page.sampleformat
+def _image(name: str, page: Any, max_pixels: int) -> _Image:
+    bits, kind, compression, predictor = page.bitspersample, page.sampleformat, page.compression, page.predictor
     for tag, what in (("BitsPerSample", "size"), ("SampleFormat", "type")):
-        value = tags.valueof(tag)
+        value = page.tags.valueof(tag)
         if isinstance(value, tuple) and len(set(value)) > 1:
             raise InputError(f"{name} has bands of different number {what}s; save the band that is meant by itself.")
-    order = page.parent.byteorder
-    codes = {_UNSIGNED: "u", _SIGNED: "i", _FLOAT: "f", _COMPLEX: "c"}
-    allowed = {_UNSIGNED: (8, 16, 32, 64), _SIGNED: (8, 16, 32, 64), _FLOAT: (16, 32, 64), _COMPLEX: (64, 128)}
-    raw: np.dtype[Any]
-    if bits == 1:
-        raw = np.dtype(np.uint8)
-    elif kind == _COMPLEX_INTEGER and bits in (32, 64):
-        raw = np.dtype([(part, f"{order}i{bits // 16}") for part in ("real", "imaginary")])
-    elif bits in allowed.get(kind, ()):
-        raw = np.dtype(f"{order}{codes[kind]}{bits // 8}")
-    else:
+    if page.dtype is None or kind not in _SAMPLE_FORMATS or bits not in (1, 8, 16, 32, 64, 128):
         raise InputError(f"{name} has samples of {bits} bits (sample format {kind}), which are not read; save floats.")
-    tiled = bool(page.is_tiled)
-    rows = page.rowsperstrip if 0 < page.rowsperstrip < page.imagelength else page.imagelength
-    segment = (page.tilelength, page.tilewidth) if tiled else (rows, page.imagewidth)
     separate = page.planarconfig == 2 and page.samplesperpixel > 1
-    result = _Page(
-        page.imagewidth, page.imagelength, page.samplesperpixel, separate, raw, bits, int(page.compression),
-        int(page.predictor), segment, tiled, tuple(page.dataoffsets), tuple(page.databytecounts),
-        page.jpegtables,
-    )  # fmt: skip
-    if not (segment[0] > 0 and segment[1] > 0) or len(result.offsets) < _segments(result):
-        raise EOFError("segments are missing")
-    return result
-
-
-def _segments(page: _Page) -> int:
-    down, across = _grid(page)
-    return down * across * (page.samples if page.separate else 1)
-
-
-def _grid(page: _Page) -> tuple[int, int]:
-    return -(-page.height // page.segment[0]), -(-page.width // page.segment[1])
-
-
-def _check_segment(name: str, page: _Page, max_pixels: int) -> None:
-    """Refuse compressed segments that are too large to be decoded, and compressions that cannot be."""
-    readable = (_NONE, _DEFLATE, _OLD_DEFLATE, *_BY_PILLOW)
-    if page.compression not in readable and not (page.compression == _JPEG and page.bits == 8 and _one(page)):
+    one = separate or page.samplesperpixel == 1
+    if compression not in (_NONE, *_LOSSLESS) and not (compression == _JPEG and bits == 8 and one):
         raise InputError(
-            f"{name} is compressed in a way that is not read (TIFF compression {page.compression}); save it without "
+            f"{name} is compressed in a way that is not read (TIFF compression {int(compression)}); save it without "
             "compression, or with DEFLATE, LZW or ZSTD."
         )
-    if page.predictor not in (1, _HORIZONTAL, _FLOATING):
-        raise InputError(f"{name} uses a predictor that is not read ({page.predictor}); save it without.")
-    if page.predictor == _HORIZONTAL and page.raw.fields is not None and page.raw.fields["real"][0].byteorder == ">":
-        raise InputError(
-            f"{name} holds big-endian complex integers with a predictor, which is not read; save it without."
-        )
-    height, width = page.segment
-    if page.compression != _NONE and height * width > max_pixels:
+    if predictor not in (1, _HORIZONTAL, _FLOATING) or (predictor != 1 and page.dtype.kind == "c"):
+        of = " for complex values" if page.dtype.kind == "c" else ""
+        raise InputError(f"{name} uses a predictor that is not read{of} ({int(predictor)}); save it without.")
+    rows = page.rowsperstrip if 0 < page.rowsperstrip < page.imagelength else page.imagelength
+    height, width = segment = (page.tilelength, page.tilewidth) if page.is_tiled else (rows, page.imagewidth)
+    if compression != _NONE and height * width > max_pixels:
         raise InputError(
             f"{name} is compressed in pieces of {width} x {height} = {height * width / 1e6:.4g} megapixels, more than "
             f"the {max_pixels / 1e6:.4g} that are read at once; save it as a tiled TIFF, or raise SAR_GEN_MAX_PIXELS."
         )
+    stored = None
+    if compression == _NONE and predictor == 1 and bits > 1 and page.fillorder == 1:
+        pair = page.dtype.kind == "c"
+        letter = "i" if kind == _COMPLEX_INTEGER else "f" if pair else page.dtype.kind
+        stored = np.dtype(f"{page.parent.byteorder}{letter}{bits // (16 if pair else 8)}")
+    image = _Image(
+        page.imagelength, page.imagewidth, page.samplesperpixel, separate, page.dtype, stored, segment,
+        tuple(page.dataoffsets), tuple(page.databytecounts), _decoder(page),
+    )  # fmt: skip
+    if not min(segment) > 0 or len(image.offsets) < image.grid[0] * image.grid[1] * (image.samples if separate else 1):
+        raise EOFError("segments are missing")
+    return image
 
 
-def _one(page: _Page) -> bool:
-    return page.samples == 1 or page.separate
+def _decoder(page: Any) -> Callable[[bytes, int], NDArray[Any]]:
+    decode, tables, tiled = page.decode, page.jpegtables, page.is_tiled
+
+    def decoded(data: bytes, index: int) -> NDArray[Any]:
+        try:
+            return decode(data, index, jpegtables=tables)[0][0]
+        except Exception:
+            if tiled:
+                raise
+            # Some writers fill the last strip up with rows below the picture: it is as large as the first.
+            return decode(data, 0, jpegtables=tables)[0][0]
+
+    return decoded
 
 
 def _alpha(page: Any) -> int | None:
@@ -300,13 +282,13 @@ def _crs(keys: dict[str, Any]) -> str:
 # Pixels ------------------------------------------------------------------------------------------------------------
 
 
-def _read(name: str, file: BinaryIO, page: _Page, sample: int, window: Window) -> Read:
+def _read(file: BinaryIO, image: _Image, sample: int, window: Window) -> Read:
     """Return one sample of a window, and which pixels lie in segments that were left out of the file."""
     row, column, height, width = window
-    values = np.empty((height, width), page.dtype)
+    values = np.empty((height, width), image.dtype)
     missing: NDArray[np.bool_] | None = None
-    (tall, wide), (down, across) = page.segment, _grid(page)
-    first = sample * down * across if page.separate else 0
+    (tall, wide), (down, across) = image.segment, image.grid
+    first, samples, sample = (sample * down * across, 1, 0) if image.separate else (0, image.samples, sample)
     tiles = itertools.product(
         range(row // tall, -(-(row + height) // tall)), range(column // wide, -(-(column + width) // wide))
     )
@@ -314,92 +296,17 @@ def _read(name: str, file: BinaryIO, page: _Page, sample: int, window: Window) -
         top, left = max(row, i * tall), max(column, j * wide)
         bottom, right = min(row + height, (i + 1) * tall), min(column + width, (j + 1) * wide)
         here = slice(top - row, bottom - row), slice(left - column, right - column)
-        inside = top - i * tall, left - j * wide, bottom - top, right - left
         index = first + i * across + j
-        if not page.counts[index]:
+        if not image.counts[index]:
             missing = np.zeros((height, width), bool) if missing is None else missing
             missing[here], values[here] = True, 0
+        elif image.stored is not None:
+            numbers = samples * (2 if image.dtype.kind == "c" else 1)  # of a pixel
+            part = top - i * tall, (left - j * wide) * numbers, bottom - top, (right - left) * numbers
+            pixels = read_plain(file, image.offsets[index], image.stored, wide * numbers, part)
+            values[here] = pixels.astype(values.real.dtype).view(image.dtype)[:, sample::samples]
         else:
-            rows = tall if page.tiled else min(tall, page.height - i * tall)
-            values[here] = _segment(name, file, page, index, rows, inside, 0 if page.separate else sample)
+            file.seek(image.offsets[index])
+            block = image.decode(read_exactly(file, image.counts[index]), index)
+            values[here] = block[top - i * tall : bottom - i * tall, left - j * wide : right - j * wide, sample]
     return values, missing
-
-
-def _segment(
-    name: str, file: BinaryIO, page: _Page, index: int, rows: int, inside: Window, sample: int
-) -> NDArray[Any]:
-    """Return one sample of a part of a strip or tile."""
-    samples = 1 if page.separate else page.samples
-    wide = page.segment[1]
-    row, column, height, width = inside
-    if page.compression == _NONE and page.predictor == 1 and page.bits > 1:
-        part = (row, column * samples, height, width * samples)
-        pixels = read_plain(file, page.offsets[index], page.raw, wide * samples, part)
-        return _numbers(pixels[:, sample::samples], page)
-    file.seek(page.offsets[index])
-    data = read_exactly(file, page.counts[index])
-    row_bytes = -(-wide * samples * page.bits // 8)
-    if page.compression == _JPEG:
-        block = _jpeg(data, page.jpeg_tables)
-        return block[row : row + height, column : column + width]
-    plain = _decompressed(data, page.compression, rows, row_bytes)
-    if len(plain) < rows * row_bytes:
-        raise EOFError(f"{name}: a segment is too short")
-    block = np.frombuffer(plain, np.uint8, rows * row_bytes).reshape(rows, row_bytes)
-    if page.bits == 1:
-        return np.unpackbits(block, axis=1)[row : row + height, column : column + width]
-    pixels = _unpredicted(block, page, samples)
-    return _numbers(pixels[row : row + height, column : column + width, sample], page)
-
-
-def _numbers(pixels: NDArray[Any], page: _Page) -> NDArray[Any]:
-    if page.raw.fields is None:
-        return pixels
-    return pixels["real"].astype(np.float32) + 1j * pixels["imaginary"].astype(np.float32)
-
-
-def _decompressed(data: bytes, compression: int, rows: int, row_bytes: int) -> bytes:
-    """Return the bytes of a segment, at most as many as its size says."""
-    if compression == _NONE:
-        return data
-    if compression in (_DEFLATE, _OLD_DEFLATE):
-        return zlib.decompressobj().decompress(data, rows * row_bytes)
-    from PIL import TiffImagePlugin
-
-    tags = [
-        (256, row_bytes), (257, rows), (258, 8), (259, compression), (262, 1), (273, 0), (277, 1), (278, rows),
-        (279, len(data)),
-    ]  # fmt: skip
-    start = 8 + 2 + 12 * len(tags) + 4
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags)
-    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + data
-    with TiffImagePlugin.TiffImageFile(io.BytesIO(content)) as image:
-        image.load()
-        return image.tobytes()
-
-
-def _jpeg(data: bytes, tables: bytes | None) -> NDArray[np.uint8]:
-    from PIL import JpegImagePlugin
-
-    if tables:  # they end, and the data begin, with a marker of two bytes that falls away where the two are joined
-        data = tables[:-2] + data[2:]
-    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
-        image.load()
-        return np.asarray(image)
-
-
-def _unpredicted(block: NDArray[np.uint8], page: _Page, samples: int) -> NDArray[Any]:
-    """Return ``(rows, columns, samples)`` elements of a segment's bytes (TIFF 6.0 part 2; Adobe technical note 3)."""
-    rows = block.shape[0]
-    size = page.raw.itemsize
-    if page.predictor == _FLOATING:
-        # Each row: differences of bytes; then all most significant bytes, all second ones, and so on.
-        summed = np.cumsum(block.reshape(rows, -1, samples), axis=1, dtype=np.uint8)
-        planes = summed.reshape(rows, size, -1).transpose(0, 2, 1)
-        return np.ascontiguousarray(planes).view(page.raw.newbyteorder(">")).reshape(rows, -1, samples)
-    if page.predictor == _HORIZONTAL:
-        order = page.raw.byteorder if page.raw.fields is None else page.raw.fields["real"][0].byteorder
-        words = block.view(np.dtype(f"u{size}").newbyteorder(order)).reshape(rows, -1, samples)
-        summed = np.cumsum(words.astype(f"u{size}"), axis=1, dtype=f"u{size}")
-        return summed.astype(words.dtype).view(page.raw)
-    return block.view(page.raw).reshape(rows, -1, samples)

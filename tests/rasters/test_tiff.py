@@ -66,6 +66,36 @@ def test_bands_of_every_layout(tmp_path, planar, layout, compression):
         check(path, bands[index], band=str(index + 1))
 
 
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_bands_of_complex_signal(tmp_path, planar, byteorder):
+    bands = values_of(np.complex64, (2, 100, 120))
+    stored = bands if planar == "separate" else np.moveaxis(bands, 0, -1)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, stored, photometric="minisblack", planarconfig=planar, tile=(16, 48), byteorder=byteorder, metadata=None
+    )
+    for index in range(2):
+        check(path, bands[index], band=index + 1)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd", "packbits"])
+def test_last_strip_filled_up(tmp_path, compression, planar):
+    """Strips that all have as many rows as the first, though the picture ends within the last."""
+    bands = values_of(np.uint8, (2, 150, 120))
+    stored = bands if planar == "separate" else np.moveaxis(bands, 0, -1)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, stored, photometric="minisblack", planarconfig=planar, compression=compression, rowsperstrip=50,
+        metadata=None,
+    )  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages.first.tags["ImageLength"].overwrite(120)
+    for index in range(2):
+        check(path, bands[index, :120], band=index + 1)
+
+
 @pytest.mark.parametrize("scheme", ["tiff_lzw", "tiff_adobe_deflate", "zstd"])
 @pytest.mark.parametrize(
     ("dtype", "predictor"), [(np.uint8, 1), (np.uint8, 2), (np.uint16, 2), (np.float32, 2), (np.float32, 3)]
@@ -395,6 +425,11 @@ def test_kinds_of_pixels_that_would_be_wrong_numbers(tmp_path):
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
         tiff.pages.first.tags["Compression"].overwrite(34887)
     with pytest.raises(InputError, match=r"compressed in a way that is not read \(TIFF compression 34887\)"):
+        read_values(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "a.tif", values_of(np.uint32), compression="zlib", predictor=2)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+        tiff.pages.first.tags["SampleFormat"].overwrite(5)
+    with pytest.raises(InputError, match=r"a predictor that is not read for complex values \(2\)"):
         read_values(tmp_path / "a.tif")
 
 

@@ -426,7 +426,7 @@ def test_kinds_of_pixels_that_would_be_wrong_numbers(tmp_path):
         tiff.pages.first.tags["Compression"].overwrite(34887)
     with pytest.raises(InputError, match=r"compressed in a way that is not read \(TIFF compression 34887\)"):
         read_values(tmp_path / "a.tif")
-    tifffile.imwrite(tmp_path / "a.tif", values_of(np.uint32), compression="zlib", predictor=2)
+    tifffile.imwrite(tmp_path / "a.tif", values_of(np.int32), compression="zlib", predictor=2)
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
         tiff.pages.first.tags["SampleFormat"].overwrite(5)
     with pytest.raises(InputError, match=r"a predictor that is not read for complex values \(2\)"):

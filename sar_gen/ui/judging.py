@@ -314,7 +314,7 @@ def _measure_from(data: dict[str, Any]) -> Measure:
 
 
 def prepare() -> None:
-    """Import matplotlib, scikit-image and scipy, and draw one small figure: some 2 s that nobody should wait for."""
+    """Import matplotlib, scikit-image and scipy, and draw small figures: some 2 s that nobody should wait for."""
     from sar_gen import plots
     from sar_gen.quality.laws import fit_histogram
     from sar_gen.quality.statistics import patch_statistics
@@ -325,6 +325,7 @@ def prepare() -> None:
         plots.histogram_figure(statistics, statistics, fits=fit_histogram(statistics.histograms, QUICK_LAWS)), 50
     )
     plots.figure_png(plots.texture_figure(statistics, statistics), 50)
+    plots.figure_png(plots.direction_figure(statistics, statistics), 50)  # its arrows are of another font
 
 
 def report_document(report: QualityReport, record: RunRecord, images: tuple[RunImage, ...]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ same, however many patches show it, and pairs of one ground are not counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sar_gen.errors import InputError
+from sar_gen.quality.kernel import (
+    apart,
+    kernel_distance,
+    median_distance,
+    real_kernel_distances,
+    squared_distances,
+    whitening,
+)
 from sar_gen.quality.report import Measure
+from sar_gen.quality.splits import group_numbers, random_splits, spread_rows
 
 NEIGHBOURS = 3
 """k of density and coverage."""
@@ -50,9 +59,6 @@ SURE = 0.01
 NEAR, NEAR_SURE = 0.1, 0.001
 """The same one step weaker: what one prompt copies may lie just above the limit, but all of it. A patch counts as near
 among the nearest tenth of the real ones; the chance is smaller, since some ground is nearer to its like than other."""
-RIDGE = 1e-3
-"""Of the largest variance, added to every variance before whitening. Of 40 training patches that went through the
-autoencoder of sar-mini and back (as faithful a copy as it can make) all are found; without whitening, 25."""
 DOMINANT = 0.25
 """A reference with a larger share of its patches on one piece of ground is said to have it."""
 SHOWN_PAIRS = 16
@@ -243,23 +249,23 @@ def compare_sets(
     if len({array.shape[1] for array in (generated, reference, *([training.features] if training else []))}) > 1:
         raise InputError("The features are of different models; compute them with the same one.")
     rng = np.random.default_rng(seed)
-    made = generated[_spread(np.arange(len(generated)), MOST_PATCHES, rng)]
-    kept = np.sort(_spread(_numbers(reference_groups), MOST_PATCHES, rng))
-    real, groups = reference[kept], _numbers([reference_groups[row] for row in kept])
+    made = generated[spread_rows(np.arange(len(generated)), MOST_PATCHES, rng)]
+    kept = np.sort(spread_rows(group_numbers(reference_groups), MOST_PATCHES, rng))
+    real, groups = reference[kept], group_numbers([reference_groups[row] for row in kept])
     count = len(made)
     squares, to_made = squared_distances(real, real), np.sqrt(squared_distances(real, made))
     bandwidth = median_distance(real, groups) or 1.0
     # No patch is its own neighbour, nor is one of the same ground.
-    to_real, between = np.sqrt(squares), np.sqrt(np.where(_apart(groups), squares, np.inf))
+    to_real, between = np.sqrt(squares), np.sqrt(np.where(apart(groups), squares, np.inf))
     matched = max(RELIABLE, min(count, MOST_MATCHED))
-    splits = list(_splits(groups, count, draws, rng))
+    splits = list(random_splits(groups, count, draws, rng))
     floors: dict[str, list[float]] = {"density": [], "coverage": []}
     reached: dict[str, list[float]] = {"density": [], "coverage": []}
     for sample, others in splits:
         found = []
         for _ in range(BALLS):
             # As many real patches as generated ones, so that the balls are as fine as what they are to hold.
-            centres = others[_spread(groups[others], matched, rng)]
+            centres = others[spread_rows(groups[others], matched, rng)]
             balls = between[np.ix_(centres, centres)]
             some_real, some_made = rng.permutation(sample)[:matched], rng.permutation(count)[:matched]
             of_real = density_and_coverage(balls, to_real[np.ix_(centres, some_real)])
@@ -268,7 +274,7 @@ def compare_sets(
         for result, name, value in zip((floors, floors, reached, reached), [*reached, *reached], means, strict=True):
             result[name].append(value)
     drawn = max((len(sample) for sample, _ in splits), default=0)
-    between_real = _real_kernel_distances(np.exp(squares / (-2 * bandwidth**2)), groups, splits)
+    between_real = real_kernel_distances(np.exp(squares / (-2 * bandwidth**2)), groups, splits)
     measures = {"kernel_distance": _distance(kernel_distance(made, real, bandwidth, None, groups), between_real)}
     measures |= {name: _descriptor(np.array(reached[name]), np.array(floors[name])) for name in reached}
     return SetReport(
@@ -303,15 +309,15 @@ def memorisation(
     if not len(generated) or not len(training.names):
         raise InputError("Copies are looked for with at least one generated and one training patch; give some.")
     names = [f"patch {index + 1}" for index in range(len(generated))] if names is None else names
-    white = whitening(training.features)
+    white = whitening(training.features)  # of 40 copies by sar-mini's own autoencoder 40 are found, else 25
     known = white(training.features)
     rows, distances = nearest(white(generated), known)
     if len(training.held_out) >= MIN_HELD_OUT:
         real = nearest(white(training.held_out), known)[1]
         kind = f"{len(real)} real patches that it was not trained on"
     else:
-        groups = _numbers(training.groups)
-        chosen = _spread(groups, MOST_PATCHES, np.random.default_rng(seed))
+        groups = group_numbers(training.groups)
+        chosen = spread_rows(groups, MOST_PATCHES, np.random.default_rng(seed))
         real = nearest(known[chosen], known, groups[chosen], groups)[1]
         real = real[np.isfinite(real)]
         kind = f"{len(real)} of the training patches, each beside those of other ground"
@@ -356,55 +362,6 @@ def memorisation(
 # Measures ----------------------------------------------------------------------------------------------------------
 
 
-def squared_distances(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-    """Return squared Euclidean distances of all pairs of rows, ``(n, m)``; of unit rows twice the cosine distance."""
-    first, second = first.astype(np.float64), second.astype(np.float64)
-    squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None]
-    distances: NDArray[np.float64] = np.maximum(squares - 2 * first @ second.T, 0)
-    return distances
-
-
-def gaussian_kernel(first: NDArray[Any], second: NDArray[Any], bandwidth: float) -> NDArray[np.float64]:
-    """Return ``exp(-|x - y|² / (2 bandwidth²))`` of all pairs of rows, ``(n, m)``."""
-    kernel: NDArray[np.float64] = np.exp(squared_distances(first, second) / (-2 * bandwidth**2))
-    return kernel
-
-
-def kernel_distance(
-    first: NDArray[Any],
-    second: NDArray[Any],
-    bandwidth: float,
-    first_groups: NDArray[Any] | None = None,
-    second_groups: NDArray[Any] | None = None,
-) -> float:
-    """Return the unbiased MMD² of two sets, which may be negative; NaN where a set has no two patches to compare.
-
-    Args:
-        first: ``(n, d)``.
-        second: ``(m, d)``.
-        bandwidth: of the Gaussian kernel.
-        first_groups: every group weighs the same, and pairs within one are left out: the groups are the independent
-            draws that make the estimate unbiased. ``None`` makes every row a group of its own.
-        second_groups: the same of the second set.
-    """
-    within, weights = [], []
-    for rows, groups in ((first, first_groups), (second, second_groups)):
-        groups = np.arange(len(rows)) if groups is None else groups
-        weight = _weights(groups)
-        pairs = weight[:, None] * weight[None] * _apart(groups)
-        if not pairs.any():
-            return float("nan")
-        within.append(float((gaussian_kernel(rows, rows, bandwidth) * pairs).sum() / pairs.sum()))
-        weights.append(weight)
-    return sum(within) - 2 * float(weights[0] @ gaussian_kernel(first, second, bandwidth) @ weights[1])
-
-
-def median_distance(features: NDArray[Any], groups: NDArray[Any]) -> float:
-    """Return the median Euclidean distance between rows of different groups; 0 where there are none."""
-    apart = np.triu(_apart(groups))
-    return float(np.sqrt(np.median(squared_distances(features, features)[apart]))) if apart.any() else 0.0
-
-
 def density_and_coverage(
     real: NDArray[Any], to_generated: NDArray[Any], neighbours: int = NEIGHBOURS
 ) -> tuple[float, float]:
@@ -426,30 +383,6 @@ def density_and_coverage(
         return float("nan"), float("nan")
     inside = to_generated <= radius[:, None]
     return float(inside.sum() / (neighbours * inside.shape[1])), float(inside.any(axis=1).mean())
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """Brings features to where all directions vary alike: ``mean`` is ``(d,)``, ``matrix`` is ``(d, d)``."""
-
-    mean: NDArray[np.float64]
-    matrix: NDArray[np.float64]
-
-    def __call__(self, features: NDArray[Any]) -> NDArray[np.float64]:
-        """Return whitened features ``(n, d)``, brought to unit length."""
-        rows = (features.astype(np.float64) - self.mean) @ self.matrix
-        unit: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        return unit
-
-
-def whitening(features: NDArray[Any], ridge: float = RIDGE) -> Whitening:
-    """Return the whitening by the covariance of ``features``, to which ``ridge`` x its largest variance is added."""
-    values = features.astype(np.float64)
-    mean = values.mean(axis=0)
-    variances, directions = np.linalg.eigh((values - mean).T @ (values - mean) / len(values))
-    if variances[-1] <= 1e-12:  # one patch, or copies of one
-        return Whitening(np.zeros_like(mean), np.eye(len(mean)))
-    return Whitening(mean, directions / np.sqrt(np.maximum(variances, 0) + ridge * variances[-1]))
 
 
 def nearest(
@@ -480,70 +413,6 @@ def nearest(
 
 
 # Draws -------------------------------------------------------------------------------------------------------------
-
-
-def _numbers(groups: Sequence[str]) -> NDArray[np.int64]:
-    return np.unique(np.array(groups), return_inverse=True)[1]
-
-
-def _apart(groups: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which pairs of rows are of different groups, ``(n, n)``."""
-    apart: NDArray[np.bool_] = groups[:, None] != groups[None]
-    return apart
-
-
-def _spread(groups: NDArray[Any], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw at most ``count`` rows: one of every group before a second of any."""
-    order = rng.permutation(len(groups))
-    order = order[np.argsort(groups[order], kind="stable")]
-    _, first, sizes = np.unique(groups[order], return_index=True, return_counts=True)
-    rank = np.arange(len(order)) - np.repeat(first, sizes)
-    return order[np.lexsort((rng.random(len(order)), rank))[:count]]
-
-
-def _splits(
-    groups: NDArray[np.int64], count: int, draws: int, rng: np.random.Generator
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Draw ``count`` rows, as far as possible each of its own ground, with all rows of other ground.
-
-    At most half of the groups are drawn from, as in ``quality.report``; of one group nothing can be drawn.
-    """
-    names = np.unique(groups)
-    if len(names) < 2:
-        return
-    for _ in range(draws):
-        ground = rng.choice(names, min(count, len(names) // 2), replace=False)
-        chosen = np.isin(groups, ground)
-        rows = np.flatnonzero(chosen)
-        yield rows[_spread(groups[rows], count, rng)], np.flatnonzero(~chosen)
-
-
-def _weights(groups: NDArray[Any]) -> NDArray[np.float64]:
-    """Return weights ``(n,)`` that sum to 1, the same for every group and within it for every row."""
-    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    weights: NDArray[np.float64] = 1 / (len(sizes) * sizes[index])
-    return weights
-
-
-def _real_kernel_distances(
-    kernel: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    splits: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-) -> NDArray[np.float64]:
-    """Return ``kernel_distance`` of the two sides of every split, from the kernel of all real patches."""
-    sides = np.zeros((2, len(splits), len(groups)))
-    for place, split in enumerate(splits):
-        for side, rows in zip(sides, split, strict=True):
-            side[place, rows] = _weights(groups[rows])
-    apart = _apart(groups).astype(np.float64)
-    sizes = [((side @ apart) * side).sum(axis=1) for side in sides]
-    totals = [((side @ (kernel * apart)) * side).sum(axis=1) for side in sides]
-    within = [
-        np.divide(total, size, out=np.full(len(size), np.nan), where=size > 0)
-        for total, size in zip(totals, sizes, strict=True)
-    ]
-    distances: NDArray[np.float64] = within[0] + within[1] - 2 * ((sides[0] @ kernel) * sides[1]).sum(axis=1)
-    return distances
 
 
 def _at_least(hits: int, trials: int, rate: float) -> float:

@@ -6,8 +6,11 @@ import pytest
 from scipy.stats import binom
 
 from sar_gen.errors import InputError
+from sar_gen.quality import kernel as kernel_module
 from sar_gen.quality import sets
-from sar_gen.quality.sets import TrainingFeatures, compare_sets, density_and_coverage, kernel_distance, memorisation
+from sar_gen.quality.kernel import kernel_distance
+from sar_gen.quality.sets import TrainingFeatures, compare_sets, density_and_coverage, memorisation
+from sar_gen.quality.splits import group_numbers, random_splits
 
 WIDTH = 24
 
@@ -77,11 +80,11 @@ def test_patches_of_one_ground_are_not_compared_and_ground_weighs_alike():
 
 def test_floors_are_kernel_distances_of_the_splits(reference):
     features, groups = reference
-    numbers = sets._numbers(groups)
+    numbers = group_numbers(groups)
     rng = np.random.default_rng(4)
-    splits = list(sets._splits(numbers, 6, 5, rng))
-    kernel = sets.gaussian_kernel(features, features, 0.8)
-    found = sets._real_kernel_distances(kernel, numbers, splits)
+    splits = list(random_splits(numbers, 6, 5, rng))
+    kernel = kernel_module.gaussian_kernel(features, features, 0.8)
+    found = kernel_module.real_kernel_distances(kernel, numbers, splits)
     for value, (sample, others) in zip(found, splits, strict=True):
         assert len(set(numbers[sample])) == 6
         assert not set(numbers[sample]) & set(numbers[others])
@@ -91,8 +94,8 @@ def test_floors_are_kernel_distances_of_the_splits(reference):
 
 def test_bandwidth_is_the_median_of_pairs_of_different_ground():
     rows, groups = np.array([[0.0, 0], [0, 1], [0, 3], [0, 7]]), np.array([0, 0, 1, 2])
-    assert sets.median_distance(rows, groups) == 4  # of 2, 3, 4, 6 and 7: the 1 is between two of one ground
-    assert sets.median_distance(rows, np.zeros(4)) == 0
+    assert kernel_module.median_distance(rows, groups) == 4  # of 2, 3, 4, 6 and 7: the 1 is between two of one ground
+    assert kernel_module.median_distance(rows, np.zeros(4)) == 0
 
 
 # Density and coverage ----------------------------------------------------------------------------------------------
@@ -107,9 +110,9 @@ def test_density_and_coverage_count_balls():
         hits = sum(np.linalg.norm(centre - point) <= others[2] for point in made)
         inside += hits
         covered += hits > 0
-    distances = np.sqrt(sets.squared_distances(real, real))
+    distances = np.sqrt(kernel_module.squared_distances(real, real))
     np.fill_diagonal(distances, np.inf)
-    found = density_and_coverage(distances, np.sqrt(sets.squared_distances(real, made)), 3)
+    found = density_and_coverage(distances, np.sqrt(kernel_module.squared_distances(real, made)), 3)
     assert found == pytest.approx((inside / (3 * 9), covered / 15))
 
 
@@ -245,7 +248,7 @@ def test_real_patches_are_not_called_copies(known):
     assert found.words.startswith("No ")
     assert found.median == pytest.approx(found.real_median, rel=0.2)
     # The limit and the share of real patches as near, counted by hand.
-    white = sets.whitening(training.features)
+    white = kernel_module.whitening(training.features)
     rows = white(training.features)
     real = [min(1 - row @ other for other in rows) for row in white(training.held_out)]
     assert found.limit == pytest.approx(np.quantile(real, 0.01))
@@ -258,7 +261,7 @@ def test_real_patches_are_not_called_copies(known):
 
 def test_many_that_are_somewhat_near_are_told(known):
     training, _ = known
-    white = sets.whitening(training.features)
+    white = kernel_module.whitening(training.features)
     held_out = sets.nearest(white(training.held_out), white(training.features))[1]
     near = training.held_out[np.argsort(held_out)[2:9]]
     found = memorisation(near, training)
@@ -275,8 +278,8 @@ def test_training_patches_of_other_ground_stand_in_for_held_out_ones(known):
     assert {pair.index for pair in found.pairs if pair.copy} >= {15, 16, 17}
     assert memorisation(fresh, alone).chance > sets.SURE
     # Beside patches of the same ground, real ones would be as near as copies.
-    white = sets.whitening(training.features)(training.features)
-    groups = sets._numbers(training.groups)
+    white = kernel_module.whitening(training.features)(training.features)
+    groups = group_numbers(training.groups)
     apart = sets.nearest(white, white, groups, groups)
     assert (groups[apart[0]] != groups).all()
     assert found.limit == pytest.approx(np.quantile(apart[1], 0.01))
@@ -299,7 +302,7 @@ def test_too_few_real_patches_are_no_measure(known):
 
 def test_whitened_features_vary_alike_in_all_directions(known):
     training, _ = known
-    white = sets.whitening(training.features, ridge=0)
+    white = kernel_module.whitening(training.features, ridge=0)
     rows = (training.features - white.mean) @ white.matrix
     assert np.cov(rows.T, bias=True) == pytest.approx(np.eye(WIDTH), abs=1e-3)
 

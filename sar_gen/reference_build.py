@@ -45,7 +45,7 @@ from sar_gen.reference_files import pack_statistics, unpack_statistics
 
 CHUNK = 64
 """Files in one partial result: about one or two seconds of work, the most that is lost when a build is cut off."""
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Part of every key; raised when the statistics of a patch change their meaning."""
 SHOWN = 64
 """Patches of a set that are kept in memory to be shown, evenly over the set; its statistics are of all."""

@@ -7,7 +7,6 @@ ground weighs the same, however many patches show it, and pairs of one ground ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,24 +66,31 @@ def median_distance(features: NDArray[Any], groups: NDArray[Any]) -> float:
     return float(np.sqrt(np.median(squared_distances(features, features)[pairs]))) if pairs.any() else 0.0
 
 
-def real_kernel_distances(
-    kernel: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    splits: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+def distances_of_splits(
+    kernels: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    groups: tuple[NDArray[Any], NDArray[Any]],
+    weights: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> NDArray[np.float64]:
-    """Return ``kernel_distance`` of the two sides of every split, from the kernel of all real patches."""
-    sides = np.zeros((2, len(splits), len(groups)))
-    for place, split in enumerate(splits):
-        for side, rows in zip(sides, split, strict=True):
-            side[place, rows] = group_weights(groups[rows])
-    pairs = apart(groups).astype(np.float64)
-    sizes = [((side @ pairs) * side).sum(axis=1) for side in sides]
-    totals = [((side @ (kernel * pairs)) * side).sum(axis=1) for side in sides]
-    within = [
-        np.divide(total, size, out=np.full(len(size), np.nan), where=size > 0)
-        for total, size in zip(totals, sizes, strict=True)
-    ]
-    distances: NDArray[np.float64] = within[0] + within[1] - 2 * ((sides[0] @ kernel) * sides[1]).sum(axis=1)
+    """Return ``kernel_distance`` of many pairs of sets at once, ``(splits,)``; NaN where a set has no pair.
+
+    Args:
+        kernels: of all rows that first sets are drawn from ``(n, n)``, of these with those of second sets ``(n, m)``,
+            and of the latter ``(m, m)``.
+        groups: ``(n,)`` and ``(m,)``.
+        weights: ``(splits, n)`` and ``(splits, m)``: 1 for the rows of a set, 0 for others.
+    """
+    within, sides = [], []
+    for kernel, of_rows, rows in zip(kernels[::2], groups, weights, strict=True):
+        members = np.unique(of_rows)[:, None] == of_rows[None]
+        counts = rows @ members.T
+        # Every group of a set weighs the same, and within it every row.
+        side = np.divide(rows, counts @ members, out=np.zeros(rows.shape), where=rows > 0)
+        side /= np.maximum((counts > 0).sum(axis=1, keepdims=True), 1)
+        pairs = apart(of_rows).astype(np.float64)
+        total, size = (((side @ matrix) * side).sum(axis=1) for matrix in (kernel * pairs, pairs))
+        within.append(np.divide(total, size, out=np.full(len(size), np.nan), where=size > 1e-12))
+        sides.append(side)
+    distances: NDArray[np.float64] = within[0] + within[1] - 2 * ((sides[0] @ kernels[1]) * sides[1]).sum(axis=1)
     return distances
 
 
@@ -95,14 +101,9 @@ class Whitening:
     mean: NDArray[np.float64]
     matrix: NDArray[np.float64]
 
-    def project(self, features: NDArray[Any]) -> NDArray[np.float64]:
-        """Return whitened features ``(n, d)``."""
-        rows: NDArray[np.float64] = (features.astype(np.float64) - self.mean) @ self.matrix
-        return rows
-
     def __call__(self, features: NDArray[Any]) -> NDArray[np.float64]:
         """Return whitened features ``(n, d)``, brought to unit length."""
-        rows = self.project(features)
+        rows = (features.astype(np.float64) - self.mean) @ self.matrix
         unit: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return unit
 

@@ -28,6 +28,7 @@ from sar_gen.quality.distribution import (
 )
 from sar_gen.quality.speckle import WINDOW
 from sar_gen.quality.spectrum import DISTANCE_RANGE, decibel_distance, spectrum_distance
+from sar_gen.quality.splits import group_numbers, random_splits, split_weights
 from sar_gen.quality.statistics import PatchStatistics
 from sar_gen.quality.texture import GLCM_NAMES, LEVELS
 
@@ -45,6 +46,7 @@ _UNITS = {
     "enl": "looks",
     "spectrum": "dB",
     "spectrum_direction": "dB",
+    "block_edges": "dB",
 }
 _GLCM_MEASURES = tuple(f"glcm_{name}" for name in GLCM_NAMES)
 DESCRIPTORS = (*_GLCM_MEASURES, "enl", "speckle_correlation")
@@ -172,9 +174,9 @@ def compare(
         raise InputError("There is no generated patch to compare; give at least one.")
     if not len(reference):
         raise InputError(f"The reference {reference_name!r} has no patches; choose another one.")
-    real = _pooled(reference)
-    made = _pooled(generated)
-    values = _distances(made, real)
+    real = pooled_sets(reference)
+    made = pooled_sets(generated)
+    values = set_distances(made, real)
     floors, drawn = _floors(reference, len(generated), draws, seed)
     measures = {name: _measure(name, values[name], floors.get(name)) for name in values}
     descriptors = zip(DESCRIPTORS, made.means, real.means, descriptors_of(reference).T, strict=True)
@@ -202,26 +204,29 @@ def floors(
 
 def patch_distances(generated: PatchStatistics, reference: PatchStatistics) -> dict[str, NDArray[np.float64]]:
     """Return every measure of each single patch against all real patches, ``(n,)`` each; NaN where it is undefined."""
-    single = _Pooled(
+    single = Pooled(
         generated.histograms.astype(np.float64),
         descriptors_of(generated),
         generated.radial.astype(np.float64),
         _by_direction(generated),
+        generated.blocks.astype(np.float64),
     )
-    return {name: np.asarray(row) for name, row in _distances(single, _pooled(reference)).items()}
+    return {name: np.asarray(row) for name, row in set_distances(single, pooled_sets(reference)).items()}
 
 
 @dataclass(frozen=True)
-class _Pooled:
+class Pooled:
     """One set, or a row for each of several sets.
 
-    Pooled counts (…, BINS), descriptor means (…, 9) and mean power (…, RADIAL_BINS) and (…, ANGULAR_BINS).
+    Pooled counts (…, BINS), descriptor means (…, 9), mean power (…, RADIAL_BINS) and (…, ANGULAR_BINS), and mean
+    block edges (…).
     """
 
     histogram: NDArray[np.float64]
     means: NDArray[np.float64]
     radial: NDArray[np.float64]
     angular: NDArray[np.float64]
+    blocks: NDArray[np.float64]
 
 
 def descriptors_of(statistics: PatchStatistics) -> NDArray[np.float64]:
@@ -230,15 +235,16 @@ def descriptors_of(statistics: PatchStatistics) -> NDArray[np.float64]:
     return np.column_stack([statistics.glcm, statistics.enl, neighbours])
 
 
-def _pooled(statistics: PatchStatistics, weights: NDArray[np.float64] | None = None) -> _Pooled:
+def pooled_sets(statistics: PatchStatistics, weights: NDArray[np.float64] | None = None) -> Pooled:
     """Pool the patches whose weight is 1; ``weights`` is ``(n,)`` or ``(sets, n)``."""
     if weights is None:
         weights = np.ones(len(statistics))
-    return _Pooled(
+    return Pooled(
         weights @ statistics.histograms.astype(np.float64),
         _means(weights, descriptors_of(statistics)),
         _means(weights, statistics.radial),
         _means(weights, _by_direction(statistics)),
+        _means(weights, statistics.blocks[:, None])[..., 0],
     )
 
 
@@ -255,7 +261,7 @@ def _means(weights: NDArray[np.float64], rows: NDArray[Any]) -> NDArray[np.float
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _distances(made: _Pooled, real: _Pooled) -> dict[str, NDArray[Any]]:
+def set_distances(made: Pooled, real: Pooled) -> dict[str, NDArray[Any]]:
     """Return every measure of one set against another, or of rows of sets."""
     distances = {
         "wasserstein1": wasserstein1(made.histogram, real.histogram),
@@ -266,6 +272,8 @@ def _distances(made: _Pooled, real: _Pooled) -> dict[str, NDArray[Any]]:
     differences = np.abs(made.means - real.means)
     distances |= {name: differences[..., i] for i, name in enumerate(DESCRIPTORS)}
     distances["spectrum"] = spectrum_distance(made.radial, real.radial)
+    # Only what is more than in the real patches: these may be from JPEG themselves, and it is no fault to lack it.
+    distances["block_edges"] = np.maximum(made.blocks - real.blocks, 0)
     distances["spectrum_direction"] = decibel_distance(made.angular, real.angular)
     return distances
 
@@ -276,28 +284,14 @@ def _floors(
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
     """Return the distances between real patches, ``(draws,)`` for each measure, and how many patches were drawn.
 
-    At most half of the groups are drawn from, so that there is other ground to compare with; where ``count`` patches
-    need more ground than that, several come from one group, and where there are not enough patches, fewer are drawn.
     Draws in which a descriptor is undefined are left out. Nothing is returned for a set of one group. The answer for a
     set and a count is kept: a report, its table of patches and the next report of as many patches ask for it again.
     """
-    names, groups = np.unique(np.array(reference.groups), return_inverse=True)
-    if len(names) < 2:
+    groups = group_numbers(reference.groups)
+    sample, others = split_weights(random_splits(groups, count, draws, np.random.default_rng(seed)), len(groups))
+    if not len(sample):
         return {}, 0
-    rng = np.random.default_rng(seed)
-    ground = min(count, len(names) // 2)
-    sample = np.zeros((draws, len(reference)))
-    others = np.ones((draws, len(reference)))
-    for draw in range(draws):
-        drawn = np.flatnonzero(np.isin(groups, rng.choice(len(names), ground, replace=False)))
-        others[draw, drawn] = 0
-        rng.shuffle(drawn)
-        # Rank within its group: the first of every group is taken before the second of any.
-        by_group = drawn[np.argsort(groups[drawn], kind="stable")]
-        _, first, sizes = np.unique(groups[by_group], return_index=True, return_counts=True)
-        rank = np.arange(len(by_group)) - np.repeat(first, sizes)
-        sample[draw, by_group[np.lexsort((rng.random(len(by_group)), rank))[:count]]] = 1
-    distances = _distances(_pooled(reference, sample), _pooled(reference, others))
+    distances = set_distances(pooled_sets(reference, sample), pooled_sets(reference, others))
     finite = {name: row[np.isfinite(row)] for name, row in distances.items()}
     return {name: row for name, row in finite.items() if len(row)}, int(sample.sum(axis=1).max())
 
@@ -436,6 +430,9 @@ def _structure_words(measures: dict[str, Measure]) -> str:
     if correlation.within is False and correlation.generated is not None and correlation.reference is not None:
         much = "much" if correlation.generated > correlation.reference else "little"
         words += f" In speckle, neighbours depend too {much} on each other (correlation {_against(correlation)})."
+    blocks = measures["block_edges"]
+    if blocks.within is False:
+        words += f" A grid of 8 x 8 pixels shows, {_number(blocks.value)} dB more than in real patches (JPEG?)."
     for name, what in (("spectrum", "The power spectrum"), ("spectrum_direction", "The direction of structure")):
         measure = measures[name]
         if measure.within is False:
@@ -497,7 +494,8 @@ def _notes(generated: PatchStatistics, reference: PatchStatistics, drawn: int, d
     shortest, longest = 1 / DISTANCE_RANGE[1], 1 / DISTANCE_RANGE[0]
     notes.append(
         f"Power spectra (of amplitude over the patch's mean): root mean square difference in dB, over structure of "
-        f"{shortest:.0f} to {longest:.0f} pixels, and over directions."
+        f"{shortest:.0f} to {longest:.0f} pixels, and over directions. Block edges: steps on a grid of 8 x 8 pixels "
+        "over the next strongest, counted where they are stronger than in the real patches."
     )
     flat = int(_constant(generated).sum())
     if flat:

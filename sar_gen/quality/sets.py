@@ -31,14 +31,14 @@ from numpy.typing import NDArray
 from sar_gen.errors import InputError
 from sar_gen.quality.kernel import (
     apart,
+    distances_of_splits,
     kernel_distance,
     median_distance,
-    real_kernel_distances,
     squared_distances,
     whitening,
 )
 from sar_gen.quality.report import Measure
-from sar_gen.quality.splits import group_numbers, random_splits, spread_rows
+from sar_gen.quality.splits import group_numbers, random_splits, split_weights, spread_rows
 
 NEIGHBOURS = 3
 """k of density and coverage."""
@@ -274,7 +274,8 @@ def compare_sets(
         for result, name, value in zip((floors, floors, reached, reached), [*reached, *reached], means, strict=True):
             result[name].append(value)
     drawn = max((len(sample) for sample, _ in splits), default=0)
-    between_real = real_kernel_distances(np.exp(squares / (-2 * bandwidth**2)), groups, splits)
+    kernel = np.exp(squares / (-2 * bandwidth**2))
+    between_real = distances_of_splits((kernel,) * 3, (groups,) * 2, split_weights(splits, len(groups)))
     measures = {"kernel_distance": _distance(kernel_distance(made, real, bandwidth, None, groups), between_real)}
     measures |= {name: _descriptor(np.array(reached[name]), np.array(floors[name])) for name in reached}
     return SetReport(

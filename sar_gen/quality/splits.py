@@ -6,7 +6,7 @@ are drawn from, so that there is other ground to compare with; of one group noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,19 +57,12 @@ def random_splits(
 
 
 def split_weights(
-    groups: NDArray[np.int64],
-    count: int,
-    draws: int,
-    rng: np.random.Generator,
-    eligible: NDArray[np.int64] | None = None,
+    splits: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]], count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return ``random_splits`` as weights, ``(draws, n)`` each: 1 for the rows drawn, and for those of other ground.
-
-    Of one group there are none: ``(0, n)``.
-    """
-    splits = list(random_splits(groups, count, draws, rng, eligible))
-    sides = np.zeros((2, len(splits), len(groups)))
-    for place, split in enumerate(splits):
-        for side, rows in zip(sides, split, strict=True):
+    """Return splits of ``count`` rows as weights, ``(splits, count)`` each: 1 for the rows of a side, 0 for others."""
+    pairs = list(splits)
+    sides = np.zeros((2, len(pairs), count))
+    for place, pair in enumerate(pairs):
+        for side, rows in zip(sides, pair, strict=True):
             side[place, rows] = 1
     return sides[0], sides[1]

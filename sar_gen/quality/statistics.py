@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sar_gen.errors import InputError
+from sar_gen.quality.blocks import block_edges
 from sar_gen.quality.distribution import BINS, histogram
 from sar_gen.quality.speckle import equivalent_looks, speckle_correlation
 from sar_gen.quality.spectrum import ANGULAR_BINS, RADIAL_BINS, patch_spectra
@@ -27,6 +28,7 @@ _ROWS: dict[str, tuple[tuple[int, ...], type]] = {
     "speckle": ((2, LAGS), np.float32),
     "radial": ((RADIAL_BINS,), np.float32),
     "angular": ((ANGULAR_BINS,), np.float32),
+    "blocks": ((), np.float32),
 }
 """Shape and type of one row of each array."""
 ARRAYS = tuple(_ROWS)
@@ -46,6 +48,7 @@ class PatchStatistics:
             pixels; NaN where there is no homogeneous ground.
         radial: ``(n, RADIAL_BINS)`` float32 power over frequency (``quality.spectrum``).
         angular: ``(n, ANGULAR_BINS)`` float32 power over direction.
+        blocks: ``(n,)`` float32, how far the grid of 8 x 8 pixels stands out, in dB (``quality.blocks``).
         groups: patches that share ground share a group, so that a floor never compares ground with itself.
     """
 
@@ -55,6 +58,7 @@ class PatchStatistics:
     speckle: NDArray[np.float32]
     radial: NDArray[np.float32]
     angular: NDArray[np.float32]
+    blocks: NDArray[np.float32]
     groups: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -132,6 +136,7 @@ def _one(amplitude: NDArray[Any]) -> PatchStatistics:
         "speckle": [correlation.along_rows[1:], correlation.along_columns[1:]],
         "radial": spectra.radial[0],
         "angular": spectra.angular[0],
+        "blocks": block_edges(amplitude),
     }
     return PatchStatistics(
         **{name: np.asarray(values[name], dtype=dtype)[None] for name, (_, dtype) in _ROWS.items()},

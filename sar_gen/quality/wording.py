@@ -20,6 +20,7 @@ NAMES = {
     "speckle_correlation": ("Speckle correlation", "how neighbouring speckle depends on homogeneous ground"),
     "spectrum": ("Power spectrum", "distance of the power spectra over the size of structure"),
     "spectrum_direction": ("Spectrum by direction", "distance of the power spectra over direction"),
+    "block_edges": ("Block edges", "grid of 8 x 8 pixels, as JPEG leaves it, beyond the real patches'"),
     "semantic": ("Prompt agreement", "1 - mean cosine of patches and prompt in SAR-CLIP's features"),
     "kernel_distance": ("Kernel distance", "MMD² of the sets in SAR-CLIP's features"),
     "density": ("Density", "generated patches near real ones in SAR-CLIP's features"),

@@ -10,7 +10,7 @@ from sar_gen.quality import kernel as kernel_module
 from sar_gen.quality import sets
 from sar_gen.quality.kernel import kernel_distance
 from sar_gen.quality.sets import TrainingFeatures, compare_sets, density_and_coverage, memorisation
-from sar_gen.quality.splits import group_numbers, random_splits
+from sar_gen.quality.splits import group_numbers, random_splits, split_weights
 
 WIDTH = 24
 
@@ -84,7 +84,8 @@ def test_floors_are_kernel_distances_of_the_splits(reference):
     rng = np.random.default_rng(4)
     splits = list(random_splits(numbers, 6, 5, rng))
     kernel = kernel_module.gaussian_kernel(features, features, 0.8)
-    found = kernel_module.real_kernel_distances(kernel, numbers, splits)
+    weights = split_weights(splits, len(numbers))
+    found = kernel_module.distances_of_splits((kernel,) * 3, (numbers,) * 2, weights)
     for value, (sample, others) in zip(found, splits, strict=True):
         assert len(set(numbers[sample])) == 6
         assert not set(numbers[sample]) & set(numbers[others])

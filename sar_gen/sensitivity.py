@@ -6,9 +6,9 @@
 real patches are drawn at random, as far as possible one from each overlap group, and compared with the real patches of
 all groups that were not drawn from, as ``quality.report`` does for its floors. The 95th percentile of a measure over
 these splits is its floor. Then the same is done with sets of N patches that have a fault: the table holds the median
-of value / floor. Two measures are not part of ``quality.report``: ``block_edges`` (``quality.blocks``, which the
-warnings of a comparison rest on) and, for another terrain only, ``kernel_distance`` (``quality.sets``) on the SAR-CLIP
-features of the real patches that ship with the studio. Everything is seeded: the same data give the same table.
+of value / floor. One measure is not part of ``quality.report``: for another terrain only, ``kernel_distance``
+(``quality.sets``) on the SAR-CLIP features of the real patches that ship with the studio. Everything is seeded: the
+same data give the same table.
 Written are ``sensitivity.json`` and ``sensitivity.md``.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import write_atomic
-from sar_gen.quality import report, sets
-from sar_gen.quality.blocks import block_edges
+from sar_gen.quality import report
 from sar_gen.quality.faults import FAULTS
+from sar_gen.quality.kernel import distances_of_splits, gaussian_kernel, median_distance
+from sar_gen.quality.splits import group_numbers, random_splits, split_weights
 from sar_gen.quality.statistics import PatchStatistics, patch_statistics
 from sar_gen.reference_statistics import TERRAINS, VV_CREDIT, Pair, pair_amplitude, read_grey, read_pairs
 from sar_gen.settings import ROOT
@@ -56,28 +57,6 @@ Ratios = dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What is measured of n patches.
-
-    Attributes:
-        statistics: n rows.
-        edges: ``(n,)`` ``block_edges``, in dB.
-    """
-
-    statistics: PatchStatistics
-    edges: NDArray[np.float64]
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Return the group of each patch."""
-        return self.statistics.groups
-
-    def subset(self, rows: Sequence[int]) -> Measured:
-        """Return the rows, in that order."""
-        return Measured(self.statistics.subset(rows), self.edges[list(rows)])
-
-
-@dataclass(frozen=True)
 class Terrain:
     """One terrain, real and with faults.
 
@@ -87,48 +66,22 @@ class Terrain:
         faulty: by fault, those m patches with the fault.
     """
 
-    real: Measured
+    real: PatchStatistics
     chosen: NDArray[np.int64]
-    faulty: dict[str, Measured]
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Random splits of patches by group, a row each.
-
-    Attributes:
-        drawn: ``(splits, n)`` 1 where a patch is in the set that plays the generated one.
-        others: ``(splits, n)`` 1 where a patch lies in a group that was not drawn from.
-    """
-
-    drawn: NDArray[np.float64]
-    others: NDArray[np.float64]
-
-
-def measured(amplitudes: Iterable[NDArray[np.float32]], groups: Sequence[str]) -> Measured:
-    """Return what is measured of patches, ``(height, width)`` in [0, 1] (25 ms for one of 256 x 256)."""
-    edges: list[float] = []
-
-    def passed() -> Iterator[NDArray[np.float32]]:
-        for amplitude in amplitudes:
-            edges.append(block_edges(amplitude))
-            yield amplitude
-
-    statistics = patch_statistics(passed(), groups)
-    return Measured(statistics, np.array(edges, dtype=np.float64))
+    faulty: dict[str, PatchStatistics]
 
 
 def measure_terrain(pairs: Sequence[Pair], seed: int = FAULT_SEED) -> Terrain:
     """Return what is measured of a terrain's patches, and of some of each group with each fault."""
     groups = [pair.group for pair in pairs]
-    real = measured((pair_amplitude(read_grey(pair.sar)) for pair in pairs), groups)
+    real = patch_statistics((pair_amplitude(read_grey(pair.sar)) for pair in pairs), groups)
     generator = np.random.default_rng(seed)
     chosen: list[int] = []
     for group in sorted(set(groups)):
         rows = [row for row, name in enumerate(groups) if name == group]
         chosen += generator.permutation(rows)[:FAULTY_A_GROUP].tolist()
     faulty = {
-        fault.name: measured(
+        fault.name: patch_statistics(
             (
                 fault.apply(pair_amplitude(read_grey(pairs[row].sar)), np.random.default_rng([seed, row]))
                 for row in chosen
@@ -141,42 +94,29 @@ def measure_terrain(pairs: Sequence[Pair], seed: int = FAULT_SEED) -> Terrain:
     return Terrain(real, np.array(chosen, dtype=np.int64), faulty)
 
 
-def random_splits(
+def weights_of_splits(
     groups: Sequence[str], count: int, splits: int, seed: int, eligible: NDArray[np.int64] | None = None
-) -> Splits:
-    """Return random splits by group, drawn as ``report.floors`` draws them.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return random splits by group as ``(splits, n)`` weights: of the drawn patches, and of those of other ground.
 
     Args:
-        groups: one a patch; at least two different ones.
+        groups: one a patch.
         count: patches to draw in each split, as far as possible one from each of at most half of the groups.
         splits: how many.
         seed: of the draws.
         eligible: rows that may be drawn (some of each group); ``None`` for all.
     """
-    names, index = np.unique(np.array(groups), return_inverse=True)
-    rows = np.arange(len(index)) if eligible is None else eligible
-    generator = np.random.default_rng(seed)
-    ground = min(count, len(names) // 2)
-    drawn, others = np.zeros((splits, len(index))), np.ones((splits, len(index)))
-    for split in range(splits):
-        picked = generator.choice(len(names), ground, replace=False)
-        others[split, np.isin(index, picked)] = 0
-        pool = np.sort(rows[np.isin(index[rows], picked)])
-        generator.shuffle(pool)
-        by_group = pool[np.argsort(index[pool], kind="stable")]
-        _, first, sizes = np.unique(index[by_group], return_index=True, return_counts=True)
-        rank = np.arange(len(by_group)) - np.repeat(first, sizes)
-        drawn[split, by_group[np.lexsort((generator.random(len(by_group)), rank))[:count]]] = 1
-    return Splits(drawn, others)
+    numbers = group_numbers(groups)
+    return split_weights(random_splits(numbers, count, splits, np.random.default_rng(seed), eligible), len(numbers))
 
 
 def distances(
-    drawn: Measured, drawn_weights: NDArray[np.float64], real: Measured, real_weights: NDArray[np.float64]
+    drawn: PatchStatistics,
+    drawn_weights: NDArray[np.float64],
+    real: PatchStatistics,
+    real_weights: NDArray[np.float64],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return every measure for each split, ``(splits,)``; NaN where a descriptor is undefined.
-
-    ``block_edges`` counts only what a set has more than the real patches: these are from JPEG themselves, and it is no
-    fault to lack its traces.
+    """Return every measure of ``quality.report`` for each split, ``(splits,)``; NaN where a descriptor is undefined.
 
     Args:
         drawn: the patches that sets are drawn from, n of them.
@@ -184,27 +124,16 @@ def distances(
         real: the real patches, m of them.
         real_weights: ``(splits, m)``.
     """
-    found = report._distances(
-        report._pooled(drawn.statistics, drawn_weights), report._pooled(real.statistics, real_weights)
-    )
-    excess = _means(drawn_weights, drawn.edges) - _means(real_weights, real.edges)
-    return found | {"block_edges": np.maximum(excess, 0)}
+    return report.set_distances(report.pooled_sets(drawn, drawn_weights), report.pooled_sets(real, real_weights))
 
 
-def _means(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):  # a set without a single known value has no mean
-        means: NDArray[np.float64] = weights[:, known] @ values[known] / weights[:, known].sum(axis=1)
-    return means
-
-
-def real_distances(real: Measured, count: int, splits: int, seed: int) -> dict[str, NDArray[np.float64]]:
+def real_distances(real: PatchStatistics, count: int, splits: int, seed: int) -> dict[str, NDArray[np.float64]]:
     """Return every measure of real against real, for each of many random splits."""
-    draw = random_splits(real.groups, count, splits, seed)
-    return distances(real, draw.drawn, real, draw.others)
+    drawn, others = weights_of_splits(real.groups, count, splits, seed)
+    return distances(real, drawn, real, others)
 
 
-def floors_95(real: Measured, count: int, splits: int, seed: int) -> dict[str, float]:
+def floors_95(real: PatchStatistics, count: int, splits: int, seed: int) -> dict[str, float]:
     """Return the 95th percentile of every measure of real against real, without measures that are never defined."""
     found = {name: row[np.isfinite(row)] for name, row in real_distances(real, count, splits, seed).items()}
     return {name: float(np.percentile(row, 95)) for name, row in found.items() if len(row)}
@@ -215,7 +144,7 @@ def exceedance(values: dict[str, NDArray[np.float64]], floors: dict[str, float])
     return {name: _share_above(values[name], floor) for name, floor in floors.items()}
 
 
-def held_out_exceedance(real: Measured, splits: int, seed: int) -> dict[str, float]:
+def held_out_exceedance(real: PatchStatistics, splits: int, seed: int) -> dict[str, float]:
     """Return how often real against real exceeds a floor that was taken on other ground.
 
     The groups are halved at random, ``HALVES`` times: the floor comes from splits within one half and is tried on
@@ -238,20 +167,20 @@ def held_out_exceedance(real: Measured, splits: int, seed: int) -> dict[str, flo
 
 def fault_ratios(terrain: Terrain, floors: dict[str, float], count: int, splits: int, seed: int) -> Ratios:
     """Return the median of value / floor over sets of ``count`` faulty patches against real ones of other groups."""
-    draw = random_splits(terrain.real.groups, count, splits, seed, terrain.chosen)
-    drawn = draw.drawn[:, terrain.chosen]
+    drawn, others = weights_of_splits(terrain.real.groups, count, splits, seed, terrain.chosen)
+    drawn = drawn[:, terrain.chosen]
     return {
-        name: _ratios(distances(faulty, drawn, terrain.real, draw.others), floors)
+        name: _ratios(distances(faulty, drawn, terrain.real, others), floors)
         for name, faulty in terrain.faulty.items()
     }
 
 
 def terrain_ratios(
-    other: Measured, real: Measured, floors: dict[str, float], count: int, splits: int, seed: int
+    other: PatchStatistics, real: PatchStatistics, floors: dict[str, float], count: int, splits: int, seed: int
 ) -> dict[str, float | None]:
     """Return the same for real patches of another terrain in the place of faulty ones."""
-    drawn = random_splits(other.groups, count, splits, seed).drawn
-    others = random_splits(real.groups, count, splits, seed).others
+    drawn, _ = weights_of_splits(other.groups, count, splits, seed)
+    _, others = weights_of_splits(real.groups, count, splits, seed)
     return _ratios(distances(other, drawn, real, others), floors)
 
 
@@ -262,7 +191,7 @@ def kernel_distances(
     real_groups: Sequence[str],
     real_splits: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return ``sets.kernel_distance`` for each split, ``(splits,)``, with the bandwidth of all real patches.
+    """Return ``kernel.kernel_distance`` for each split, ``(splits,)``, with the bandwidth of all real patches.
 
     Args:
         drawn: ``(n, d)`` unit features of the patches that sets are drawn from.
@@ -271,14 +200,14 @@ def kernel_distances(
         real_groups: of the real patches.
         real_splits: ``(splits, m)`` 1 for those that a set is compared with.
     """
-    groups = np.unique(np.array(real_groups), return_inverse=True)[1]
-    bandwidth = sets.median_distance(real, groups) or 1.0
-    return np.array(
-        [
-            sets.kernel_distance(drawn[mine > 0], real[others > 0], bandwidth, None, groups[others > 0])
-            for mine, others in zip(drawn_splits, real_splits, strict=True)
-        ]
+    groups = group_numbers(real_groups)
+    bandwidth = median_distance(real, groups) or 1.0
+    kernels = (
+        gaussian_kernel(drawn, drawn, bandwidth),
+        gaussian_kernel(drawn, real, bandwidth),
+        gaussian_kernel(real, real, bandwidth),
     )
+    return distances_of_splits(kernels, (np.arange(len(drawn)), groups), (drawn_splits, real_splits))
 
 
 def kernel_table(
@@ -293,14 +222,14 @@ def kernel_table(
         splits: random splits for each number.
     """
     table = {}
-    drawn = {name: random_splits(groups[name], count, splits, FAULT_SEED).drawn for name in features}
+    drawn = {name: weights_of_splits(groups[name], count, splits, FAULT_SEED)[0] for name in features}
     for name, real in features.items():
-        floor_splits, check = (random_splits(groups[name], count, splits, seed) for seed in (FLOOR_SEED, CHECK_SEED))
-        floor = float(
-            np.percentile(kernel_distances(real, floor_splits.drawn, real, groups[name], floor_splits.others), 95)
-        )
-        again = kernel_distances(real, check.drawn, real, groups[name], check.others)
-        others = random_splits(groups[name], count, splits, FAULT_SEED).others
+        real_to_real = []
+        for seed in (FLOOR_SEED, CHECK_SEED):
+            mine, others = weights_of_splits(groups[name], count, splits, seed)
+            real_to_real.append(kernel_distances(real, mine, real, groups[name], others))
+        floor, again = float(np.percentile(real_to_real[0], 95)), real_to_real[1]
+        _, others = weights_of_splits(groups[name], count, splits, FAULT_SEED)
         ratios = {
             other: _ratio(kernel_distances(rows, drawn[other], real, groups[name], others), floor)
             for other, rows in features.items()
@@ -527,10 +456,15 @@ def _share_above(values: NDArray[np.float64], floor: float) -> float:
 
 
 def _notes(data: dict[str, Any]) -> list[str]:
-    """Return what a reader must know of the two measures that ``quality.report`` does not have."""
+    """Return what a reader must know of block edges, of other terrains, and of the kernel distance."""
+    best = {name: max(_known(row["ratios"]["terrain"]).values()) for name, row in data["terrains"].items()}
+    noticed = [f"{name} {ratio:.2f}" for name, ratio in best.items() if ratio >= BEYOND]
+    rest = [f"{name} {ratio:.2f}" for name, ratio in best.items() if ratio < BEYOND]
     lines = [
-        "`block_edges` is what the warnings of a comparison look for, the 8 x 8 grid of JPEG, in dB over what the "
-        "real patches have; these are from JPEG (quality 75) themselves. The others are measures of every comparison.",
+        "`block_edges` counts only what a set has more than the real patches, which are from JPEG (quality 75) "
+        "themselves. Terrains resemble each other at 10 m: by the measures of a comparison alone, patches of the "
+        f"other terrains are {BEYOND:g} floors away from {', '.join(noticed) or 'none'}"
+        + (f", and not from {', '.join(rest)}." if rest else "."),
     ]
     held_out = data["kernel_distance_held_out"]
     if held_out:
@@ -546,9 +480,14 @@ def _notes(data: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _known(ratios: dict[str, float | None]) -> dict[str, float]:
+    """Return the ratios that are defined, without the kernel distance."""
+    return {name: value for name, value in ratios.items() if value is not None and name != KERNEL}
+
+
 def _best_cell(ratios: dict[str, float | None]) -> str:
     """Return the measure that notices most, and the kernel distance, which knows the patches, beside it."""
-    known = {name: value for name, value in ratios.items() if value is not None and name != KERNEL}
+    known = _known(ratios)
     if not known:
         return _cell(None)
     name = max(known, key=lambda name: known[name])

@@ -14,6 +14,7 @@ from sar_gen.errors import InputError
 from sar_gen.guides import Law, intensity_field
 from sar_gen.quality import report
 from sar_gen.quality.faults import FAULTS
+from sar_gen.quality.statistics import patch_statistics
 from sar_gen.reference_statistics import TERRAINS, read_pairs
 
 SIDE = 64
@@ -68,7 +69,7 @@ def real():
     generator = np.random.default_rng(3)
     levels = 0.2 * (1 + 0.1 * generator.normal(size=24))
     patches = [np.clip(level * np.sqrt(generator.gamma(4, 0.25, (64, 64))), 0, 1) for level in levels]
-    return sensitivity.measured(patches, [str(i // 2) for i in range(24)])
+    return patch_statistics(patches, [str(i // 2) for i in range(24)])
 
 
 def test_faults_with_a_known_mark_are_noticed(made):
@@ -149,9 +150,9 @@ def test_the_document_says_what_it_rests_on(made):
 
 def test_floors_are_those_of_the_report(real):
     """The splits are drawn as the report draws its own: same seed, same floors."""
-    expected = report.floors(real.statistics, 5, draws=60, seed=9)
+    expected = report.floors(real, 5, draws=60, seed=9)
     found = sensitivity.floors_95(real, 5, 60, 9)
-    assert set(found) == {*expected, "block_edges"}
+    assert set(found) == set(expected)
     for name, floor in expected.items():
         assert found[name] == pytest.approx(floor[1])
 
@@ -159,22 +160,21 @@ def test_floors_are_those_of_the_report(real):
 def test_splits_keep_ground_apart(real):
     groups = np.array(real.groups)
     eligible = np.arange(0, 24, 3)
-    splits = sensitivity.random_splits(["x", *real.groups], 5, 50, 0, np.append(0, eligible + 1))
-    splits = sensitivity.Splits(splits.drawn[:, 1:], splits.others[:, 1:])
-    assert set(np.flatnonzero(splits.drawn.sum(axis=0))) <= set(eligible)
-    for drawn, others in zip(splits.drawn > 0, splits.others > 0, strict=True):
+    splits = sensitivity.weights_of_splits(["x", *real.groups], 5, 50, 0, np.append(0, eligible + 1))
+    sides = [side[:, 1:] > 0 for side in splits]
+    assert set(np.flatnonzero(sides[0].sum(axis=0))) <= set(eligible)
+    for drawn, others in zip(*sides, strict=True):
         assert not set(groups[drawn]) & set(groups[others])
         assert drawn.sum() <= 5
 
 
 def test_distances_of_splits_are_those_of_the_report(real):
-    splits = sensitivity.random_splits(real.groups, 4, 3, 1)
-    rows = sensitivity.distances(real, splits.drawn, real, splits.others)
+    splits = sensitivity.weights_of_splits(real.groups, 4, 3, 1)
+    rows = sensitivity.distances(real, splits[0], real, splits[1])
     for split in range(3):
-        made, others = (real.subset(np.flatnonzero(w[split]).tolist()) for w in (splits.drawn, splits.others))
-        measures = report.compare(made.statistics, others.statistics, reference_name="r", draws=2).measures
-        assert {*measures, "block_edges"} == set(rows)
-        assert rows["block_edges"][split] == pytest.approx(max(0, made.edges.mean() - others.edges.mean()))
+        made, others = (real.subset(np.flatnonzero(w[split]).tolist()) for w in splits)
+        measures = report.compare(made, others, reference_name="r", draws=2).measures
+        assert set(measures) == set(rows)
         for name, measure in measures.items():
             assert rows[name][split] == pytest.approx(measure.value)
 
@@ -187,7 +187,7 @@ def test_faults_are_given_to_some_patches_of_each_group(data, monkeypatch):
     assert {terrain.real.groups[row] for row in terrain.chosen} == {pair.group for pair in pairs}
     assert set(terrain.faulty) == {fault.name for fault in FAULTS} - {"terrain"}
     flipped = terrain.faulty["flip"]
-    assert (flipped.statistics.histograms == terrain.real.statistics.histograms[terrain.chosen]).all()
+    assert (flipped.histograms == terrain.real.histograms[terrain.chosen]).all()
     assert flipped.groups == tuple(terrain.real.groups[row] for row in terrain.chosen)
 
 

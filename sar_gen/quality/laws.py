@@ -124,7 +124,7 @@ class _Sample:
 
     def mean(self, of_values: Values) -> float:
         """Return the mean over the unclipped pixels of what is given for each value."""
-        return float(self.counts @ of_values) / self.inside
+        return _sum_of_products(self.counts, of_values) / self.inside
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def _fit(name: str, sample: _Sample, looks: float | None, looks_near: float | No
     law = _LAWS[name]
     parameters = law.fit(sample, looks, looks_near)
     known = 1 if looks is not None and law.texture else 0
-    log_likelihood = float(sample.counts @ law.log_pdf(parameters, sample.values))
+    log_likelihood = _sum_of_products(sample.counts, law.log_pdf(parameters, sample.values))
     log_likelihood += _tail_terms(law, parameters, sample)
     return LawFit(
         name=name,
@@ -503,9 +503,14 @@ def _fit_log_cumulants(
 
 def _cumulants(values: Values, weights: Values) -> Values:
     """Return mean, variance and third central moment under weights that sum to 1."""
-    mean = float(weights @ values)
+    mean = _sum_of_products(weights, values)
     centred = values - mean
-    return np.array([mean, weights @ centred**2, weights @ centred**3])
+    return np.array([mean, *(_sum_of_products(weights, centred**power) for power in (2, 3))])
+
+
+def _sum_of_products(one: Values, other: Values) -> float:
+    """Return the dot product, without the library for it, whose threads wait for each other on a busy machine."""
+    return float((one * other).sum())
 
 
 def _log_grid(first: float, second: float, points: int = 4001) -> Values:

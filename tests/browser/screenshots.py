@@ -46,6 +46,14 @@ def main() -> None:
         page.get_by_role("tab", name="Texture").click()
         settle(page)
         save(page, folder / "generate-dark.png")
+        compare(page)
+        page.get_by_role("tab", name="Texture").last.click()
+        settle(page)
+        save(page, folder / "compare-dark.png")
+        page.locator("#theme").click()
+        page.locator("#compare-charts button[role=tab]", has_text="Amplitude").click()
+        settle(page)
+        save(page, folder / "compare-light.png")
 
         page = browser.new_context(viewport=SIZE, device_scale_factor=2, color_scheme="dark").new_page()
         driver.open_page(page, app)
@@ -54,6 +62,17 @@ def main() -> None:
         page.locator("#guide label", has_text="Sketch").click()
         draw(page)
         save(page, folder / "sketch-dark.png")
+
+
+def compare(page: Page) -> None:
+    """Judge the run shown in Generate by real gorges."""
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-source label", has_text="run").click()
+    page.locator("#compare-reference input").click()
+    page.get_by_role("option", name="Mountain gorges").click()
+    page.locator("#compare-go").click()
+    page.locator("#compare-status .sg-status.done").wait_for(timeout=120_000)
+    expect(page.locator("#compare-stage img").first).to_be_visible()
 
 
 def draw(page: Page) -> None:

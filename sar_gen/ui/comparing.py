@@ -478,7 +478,7 @@ def chart(kept: Kept, index: int | None, name: str, axis: judging.Axis, dark: bo
         if name == "histogram":
             return plots.histogram_figure(made, real, axis=axis, labels=labels, fits=shown.fits, dark=dark)
         if name == "texture":
-            return plots.texture_figure(made, real, report=shown.report, dark=dark)
+            return plots.texture_figure(made, real, report=shown.report, labels=labels, dark=dark)
         draws = {"direction": plots.direction_figure, "spectrum": plots.spectrum_figure}
         return draws.get(name, plots.speckle_figure)(made, real, labels=labels, dark=dark)
 

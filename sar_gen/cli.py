@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -51,7 +52,7 @@ from sar_gen.studio import Studio
 
 if TYPE_CHECKING:
     from sar_gen.comparison import Comparison
-    from sar_gen.quality.report import QualityReport
+    from sar_gen.quality.report import Measure, QualityReport
     from sar_gen.quality.semantic import SarClip
 
 app = typer.Typer(
@@ -201,10 +202,11 @@ def compare(
     if as_json:
         print_json(comparison.to_json(found))
         return
-    _print_report(found.report)
+    sets = found.sets
+    _print_report(found.report, {} if sets is None else sets.measures)
     _print_patches(found)
-    if found.sets is not None:
-        print(found.sets.text)
+    if sets is not None:
+        print(sets.text)
 
 
 @app.command()
@@ -470,9 +472,9 @@ def _own_strategy(studio: Studio, request: GenerationRequest) -> str:
     return catalogue_module.resolve(catalogue, request.checkpoint).strategy
 
 
-def _print_report(report: QualityReport) -> None:
+def _print_report(report: QualityReport, of_sets: Mapping[str, Measure] | None = None) -> None:
     rows = [("measure", "value", "floor", "95 % of real", "ratio", "unit")]
-    for name, measure in report.measures.items():
+    for name, measure in {**report.measures, **(of_sets or {})}.items():
         value, floor, ratio = (
             "-" if cell is None else f"{cell:.4g}" for cell in (measure.value, measure.floor, measure.ratio)
         )

@@ -133,9 +133,11 @@ def test_patches_agree_better_with_their_own_prompt(cli, gorge):
     values = {}
     for prompt in ("a SAR image of a mountain gorge", "a SAR image of open water"):
         report = json.loads(
-            cli("compare", gorge["run"], "--reference", "s1-gorge", "--prompt", prompt, "--json").stdout
+            cli("compare", gorge["run"], "--reference", "s1-gorge", "--prompt", prompt, "--features", "--json").stdout
         )
         values[prompt] = report["measures"]["semantic"]["value"]
+        assert {"kernel_distance", "density", "coverage"} <= set(report["sets"]["measures"])
+        assert len(report["sets"]["memorisation"]["pairs"]) == 2
     assert values["a SAR image of a mountain gorge"] < values["a SAR image of open water"]
 
 

@@ -1,4 +1,5 @@
 # `make app` and `make test` set up all that they need in .venv; a changed requirements file is installed again.
+# The browser tests run alone, after the others: a page beside two busy processes is slower than any user's.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,7 +9,8 @@ app: .venv/app.done
 	$(BIN)/python app.py $(ARGS)
 
 test: .venv/test.done lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/browser $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser $(ARGS)
 
 lint: .venv/test.done
 	$(BIN)/ruff check .

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections import deque
@@ -143,8 +142,3 @@ def plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "; ".join(plain(item) for item in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def finite(value: Any) -> float | None:
-    """Return a number as JSON can hold it: ``None`` where it is not finite."""
-    return float(value) if math.isfinite(float(value)) else None

@@ -20,7 +20,6 @@ from sar_gen.cli_common import (
     Rate,
     ScaleOption,
     band_of,
-    finite,
     pixel_meaning,
     plain,
     print_json,
@@ -73,6 +72,7 @@ def references_show(name: str, as_json: Json = False) -> None:
     """Show a set's facts and measures."""
     import numpy as np
 
+    from sar_gen.quality.report import finite
     from sar_gen.quality.statistics import GLCM_NAMES
 
     reference = reference_module.load_reference(name, Settings.from_env())

@@ -19,7 +19,7 @@ from sar_gen.errors import InputError
 from sar_gen.patches import Patch
 from sar_gen.quality import comparability, laws
 from sar_gen.quality.laws import LawFit
-from sar_gen.quality.report import QualityReport, compare, floors, patch_distances
+from sar_gen.quality.report import QualityReport, compare, finite, floors, patch_distances
 from sar_gen.quality.statistics import PatchStatistics, patch_statistics
 from sar_gen.references import ReferenceSet, check_comparable
 from sar_gen.settings import Settings
@@ -169,7 +169,7 @@ def patch_rows(statistics: PatchStatistics, reference: PatchStatistics, names: S
     limits = {name: floor_95 for name, (_, floor_95) in floors(reference, 1).items() if floor_95}
     rows = []
     for index, name in enumerate(names):
-        of_patch = {measure: _finite(found[index]) for measure, found in values.items()}
+        of_patch = {measure: finite(found[index]) for measure, found in values.items()}
         ratios = {
             measure: None if value is None or measure not in limits else value / limits[measure]
             for measure, value in of_patch.items()
@@ -243,7 +243,3 @@ def _measured(patches: Sequence[Patch], say: Callable[[str], None]) -> PatchStat
             yield patch.amplitude
 
     return patch_statistics(amplitudes())
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -199,7 +199,7 @@ def floors(
 ) -> dict[str, tuple[float | None, float | None]]:
     """Return (floor, floor_95) of every measure for sets of ``count`` patches; empty where there is one group only."""
     found, _ = _floors(reference, count, draws, seed)
-    return {name: (_finite(np.median(row)), _finite(np.percentile(row, 95))) for name, row in found.items()}
+    return {name: (finite(np.median(row)), finite(np.percentile(row, 95))) for name, row in found.items()}
 
 
 def patch_distances(generated: PatchStatistics, reference: PatchStatistics) -> dict[str, NDArray[np.float64]]:
@@ -296,12 +296,13 @@ def _floors(
     return {name: row for name, row in finite.items() if len(row)}, int(sample.sum(axis=1).max())
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """Return a number as JSON may hold it: ``None`` for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
 def _measure(name: str, value: Any, floor_draws: NDArray[np.float64] | None) -> Measure:
-    value = _finite(value)
+    value = finite(value)
     if floor_draws is None:
         return Measure(value, None, _UNITS.get(name, ""), None, None)
     floor, floor_95 = float(np.median(floor_draws)), float(np.percentile(floor_draws, 95))
@@ -316,10 +317,10 @@ def _descriptor(measure: Measure, made: float, real: float, of_patches: NDArray[
     if len(known) > 1:
         p05, p95 = np.percentile(known, [5, 95])
         spread = Spread(float(known.std(ddof=1)), float(p05), float(p95))
-    relative = _finite((made - real) / abs(real)) if real else None
+    relative = finite((made - real) / abs(real)) if real else None
     return Measure(
         measure.value, measure.floor, measure.unit, measure.ratio, measure.floor_95,
-        generated=_finite(made), reference=_finite(real), relative=relative, spread=spread, interval=measure.interval,
+        generated=finite(made), reference=finite(real), relative=relative, spread=spread, interval=measure.interval,
     )  # fmt: skip
 
 

@@ -310,7 +310,8 @@ def memorisation(
     if not len(generated) or not len(training.names):
         raise InputError("Copies are looked for with at least one generated and one training patch; give some.")
     names = [f"patch {index + 1}" for index in range(len(generated))] if names is None else names
-    white = whitening(training.features)  # of 40 copies by sar-mini's own autoencoder 40 are found, else 25
+    # Of 40 training patches sent through the autoencoder of sar-mini and back all are found; unwhitened, 25.
+    white = whitening(training.features)
     known = white(training.features)
     rows, distances = nearest(white(generated), known)
     if len(training.held_out) >= MIN_HELD_OUT:

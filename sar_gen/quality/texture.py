@@ -39,15 +39,7 @@ def glcm_descriptors(amplitude: ArrayLike) -> NDArray[np.float64]:
     Args:
         amplitude: ``(height, width)`` in [0, 1], at least two pixels a side.
     """
-    # Imported here: scikit-image costs half a second, which the page does not have at its start.
-    from skimage.feature import graycomatrix, graycoprops
-
-    levels = quantised_levels(amplitude)
-    matrix = graycomatrix(levels, [1], ANGLES, levels=LEVELS, symmetric=True, normed=True)
-    values: list[Any] = [graycoprops(matrix, _SKIMAGE_NAMES.get(name, name)).mean() for name in GLCM_NAMES]
-    if levels.min() == levels.max():
-        values[GLCM_NAMES.index("correlation")] = np.nan
-    return np.array(values, dtype=np.float64)
+    return glcm_by_direction(amplitude, (1,))[0].mean(axis=0)
 
 
 def glcm_by_direction(
@@ -71,6 +63,7 @@ def glcm_by_direction(
     Raises:
         ValueError: a distance is not under the sides of the patch.
     """
+    # Imported here: scikit-image costs half a second, which the page does not have at its start.
     from skimage.feature import graycomatrix, graycoprops
 
     grey = quantised_levels(amplitude, levels)

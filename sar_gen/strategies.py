@@ -25,6 +25,32 @@ TITLES: dict[PartMode, str] = {
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A low-rank addition to a part's layers: ``W + (alpha / rank) B A`` (arXiv 2106.09685).
+
+    Attributes:
+        rank: rows of A.
+        alpha: scale of the product, times the rank.
+        targets: ends of the names of the layers that get one.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+LORA: dict[str, Lora] = {
+    "unet": Lora(32, 32, _ATTENTION),
+    "text_encoder": Lora(16, 16, _CLIP_ATTENTION),
+    "text_encoder_2": Lora(16, 16, _CLIP_ATTENTION),
+    "vae_decoder": Lora(16, 16, ("conv_in", "conv_out", "conv1", "conv2", "conv", "conv_shortcut", *_ATTENTION)),
+}
+"""What ``lora`` means by part, wherever a run says nothing else."""
+
+
+@dataclass(frozen=True)
 class Strategy:
     """One row of the table.
 

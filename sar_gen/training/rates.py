@@ -1,4 +1,4 @@
-"""How a learning rate runs over a training: a pure function of the step, so that a run that goes on is the same run."""
+"""How a learning rate runs over a training: a pure function of the step, so that a run can go on unchanged."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sar_gen import folders, hub
+from sar_gen.amplitude import MODEL_ENCODINGS, ModelEncoding
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import sha256_of, write_atomic
 from sar_gen.settings import Settings
@@ -41,8 +42,8 @@ FAMILY_DEFAULTS: dict[Family, dict[str, Any]] = {
 }
 
 INHERITED = (
-    *("resolution", "steps", "guidance", "scheduler", "amplitude_encoding", "mono", "polarisation"),
-    *("polarisation_words", "reference_words", "prompt_hints", "vocabulary", "examples", "avoid", "licence", "credit"),
+    *("resolution", "steps", "guidance", "scheduler", "amplitude_encoding", "model_encoding", "mono"),
+    *("polarisation", "polarisation_words", "reference_words", "prompt_hints", "vocabulary", "examples", "avoid", "licence", "credit"),
 )  # what a strategy's card need not repeat
 
 
@@ -74,6 +75,8 @@ class CheckpointSpec:
         guidance: default classifier-free guidance scale.
         scheduler: in words; the configuration itself lies with the weights.
         amplitude_encoding: what an output pixel is: ``linear`` (the studio's amplitude), ``db`` or ``unknown``.
+        model_encoding: grey that the model works on inside, a name of ``amplitude.MODEL_ENCODINGS``; the engine turns
+            it into linear amplitude (so ``root`` and ``db`` need ``amplitude_encoding`` ``linear``).
         mono: how three channels become one: ``mean`` or ``first``.
         polarisation: ``VV``, ``VH``, ``VV/VH`` (the prompt decides) or ``None`` (unknown).
         polarisation_words: for ``VV/VH``, the prompt words by polarisation; see ``polarisation_of``.
@@ -111,6 +114,7 @@ class CheckpointSpec:
     guidance: float = 5.0
     scheduler: str = "as published"
     amplitude_encoding: Literal["linear", "db", "unknown"] = "unknown"
+    model_encoding: ModelEncoding = "linear"
     mono: Literal["mean", "first"] = "mean"
     polarisation: str | None = None
     polarisation_words: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -381,6 +385,17 @@ def add_checkpoint(
     return spec
 
 
+def pipeline_at(folder: Path) -> CheckpointSpec:
+    """Return the spec of a pipeline folder that need not be in the catalogue.
+
+    Raises:
+        InputError: it is not a pipeline folder that may be loaded.
+    """
+    entry, _ = _local_entry(folder.resolve(), {}, None)
+    entry.setdefault("id", _slug(folder.name))
+    return _spec({**entry, "base": entry["id"]}, folder.resolve(), "user", None)
+
+
 def remove_checkpoint(id: str, settings: Settings) -> None:
     """Take a checkpoint that the user added out of the catalogue; its files stay.
 
@@ -625,6 +640,11 @@ def _spec(
     trained = strategy(values["strategy"])
     if trained.token == "learned":
         values.setdefault("token", DEFAULT_TOKEN)
+    if values.get("model_encoding", "linear") != "linear" and values.get("amplitude_encoding") != "linear":
+        raise InputError(
+            f"{where} has model_encoding = {values['model_encoding']!r}, which gives linear amplitude; "
+            "set amplitude_encoding = 'linear' too."
+        )
     values.setdefault("title", values["id"])
     values["origin"] = origin
     if values.get("avoid"):
@@ -644,7 +664,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("prompt_hints", "examples", "avoid", "credit", "unknown", "warnings"), (list, tuple)),
     **dict.fromkeys(("polarisation_words", "reference_words", "vocabulary", "guides", "quality", "sha256"), (dict,)),
 }
-_CHOICES = {"mono": ("mean", "first"), "amplitude_encoding": ("linear", "db", "unknown")}
+_CHOICES = {
+    "mono": ("mean", "first"),
+    "amplitude_encoding": ("linear", "db", "unknown"),
+    "model_encoding": tuple(MODEL_ENCODINGS),
+}
 
 
 def _fits_type(key: str, value: Any) -> bool:

@@ -274,7 +274,7 @@ class PipelineHolder:
         """
         if self._pipe is None or self._base is None:
             raise SarGenError("No checkpoint is loaded; load one before an image-to-image request.")
-        diffusers = _diffusers()
+        diffusers = quiet_diffusers()
         parts = dict(self._pipe.components)
         if self._base.family == "sdxl":
             view = diffusers.StableDiffusionXLImg2ImgPipeline(
@@ -329,7 +329,7 @@ class PipelineHolder:
     def _load_base(self) -> None:
         """Load the base onto the CPU, all parts in one dtype."""
         assert self._base is not None and self._placement is not None
-        diffusers = _diffusers()
+        diffusers = quiet_diffusers()
         dtype = getattr(torch, self._placement.dtype)
         options: dict[str, Any] = {"image_encoder": None, "feature_extractor": None}
         if self._base.family == "sdxl":
@@ -457,7 +457,7 @@ class PipelineHolder:
             return
         config = folders.read_json(files.scheduler / "scheduler_config.json")
         name = str(config.get("_class_name", ""))
-        kind = getattr(_diffusers(), name, None) if name.endswith("Scheduler") and name.isidentifier() else None
+        kind = getattr(quiet_diffusers(), name, None) if name.endswith("Scheduler") and name.isidentifier() else None
         if kind is None:
             raise InputError(f"The scheduler {name!r} is not one of diffusers'; correct scheduler_config.json.")
         self._pipe.scheduler = kind.from_config(config)
@@ -590,7 +590,7 @@ def add_token(encoder: Any, tokenizer: Any, token: str, rows: torch.Tensor) -> A
     return larger
 
 
-def _diffusers() -> Any:
+def quiet_diffusers() -> Any:
     """Import diffusers, quietly: transformers announces on import that torchvision, which is not needed, is absent."""
     from transformers.utils import logging as transformers_logging
 

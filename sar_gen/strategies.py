@@ -7,6 +7,7 @@ arXiv 2506.13307 (full or LoRA UNet, text encoders, a learned ``<SAR>`` token, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -216,3 +217,15 @@ def strategy_of_parts(modes: Mapping[str, PartMode]) -> str:
         for atom, parts in _ATOMS.items()
         if all(found.get(p) == m for p, m in parts.items()) and not (atom == "vae-decoder" and "vae_encoder" in found)
     )
+
+
+def with_token(text: str, token: str) -> str:
+    """Return a caption or prompt that names the learned token: in place of the word SAR, or before everything.
+
+    >>> with_token("a SAR image of forest", "<SAR>")
+    'a <SAR> image of forest'
+    """
+    if token in text:
+        return text
+    changed, count = re.subn(r"\bSAR\b", lambda _: token, text, count=1)
+    return changed if count else f"{token} {text}"

@@ -128,7 +128,8 @@ class DenoiserConfig(OptimiserConfig):
         steps: of the optimiser.
         accumulate: batches a step.
         prediction: ``epsilon`` or ``v_prediction``; ``None`` keeps the base's.
-        zero_terminal_snr: rescale the noise schedule to zero terminal SNR (arXiv 2305.08891); ``None`` keeps the base's.
+        zero_terminal_snr: rescale the noise schedule to zero terminal SNR (arXiv 2305.08891); ``None`` keeps the
+            base's.
         min_snr_gamma: weight the loss by min(SNR, gamma) (arXiv 2303.09556); 0 is without.
         noise_offset: strength of a constant added to each channel's noise; 0 is without.
     """

@@ -8,6 +8,7 @@ view.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -19,6 +20,16 @@ from sar_gen.errors import InputError
 
 AmplitudeEncoding = Literal["linear", "db", "unknown"]
 """How float values in [0, 1] relate to the signal; ``linear`` is the studio's amplitude."""
+
+ModelEncoding = Literal["linear", "root", "db"]
+MODEL_ENCODINGS: dict[ModelEncoding, str] = {
+    "linear": "the studio's amplitude itself",
+    "root": "its square root",
+    "db": "its decibels, -30 to 0 dB",
+}
+"""The greys that a model may work on inside; the engine gives linear amplitude for each of them."""
+MODEL_FLOOR_DB = -30.0
+"""Decibels (20 log10 of the studio's amplitude) that are grey 0 in the ``db`` model encoding."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,77 @@ def db_to_linear(db: ArrayLike) -> NDArray[Any]:
 def linear_to_db(amplitude: ArrayLike, floor_db: float = -40.0) -> NDArray[Any]:
     """Return decibels of linear amplitude, ``20 log10``, not below ``floor_db``."""
     return 20.0 * np.log10(np.maximum(np.asarray(amplitude), 10.0 ** (floor_db / 20.0)))
+
+
+def to_model(amplitude: Any, encoding: str) -> Any:
+    """Return the grey that a model of this encoding works on, for the studio's amplitude.
+
+    ``linear``: g = a. ``root``: g = sqrt(a). ``db``: g = 1 + 20 log10(max(a, 10^(-30/20))) / 30, so that -30 to 0 dB
+    lie on 0 to 1; all below -30 dB (amplitude 0.0316) is grey 0.
+
+    Args:
+        amplitude: numpy array (or what becomes one) or torch tensor of any shape; values outside [0, 1] are clipped.
+        encoding: a name of ``MODEL_ENCODINGS``.
+
+    Returns:
+        float32 of the same kind and shape, in [0, 1]; a tensor stays on its device and keeps its gradient.
+
+    Raises:
+        InputError: the encoding is unknown.
+    """
+    check_model_encoding(encoding)
+    values, library = _unit_float32(amplitude)
+    if encoding == "root":
+        return library.sqrt(values)
+    if encoding == "db":
+        decibels = 20.0 * library.log10(values.clip(10.0 ** (MODEL_FLOOR_DB / 20.0), None))
+        return (1.0 - decibels / MODEL_FLOOR_DB).clip(0.0, 1.0)
+    return values
+
+
+def from_model(grey: Any, encoding: str) -> Any:
+    """Return the studio's amplitude for the grey that a model of this encoding made; the inverse of ``to_model``.
+
+    ``linear``: a = g. ``root``: a = g^2. ``db``: a = 10^(30 (g - 1) / 20), continuous down to grey 0, which gives
+    10^(-30/20) = 0.0316 and not 0: a jump there would turn the decoder's smallest ripple at black into a step of
+    0.03. So amplitude comes back exactly (to rounding) from ``linear`` and ``root``; from ``db`` as max(a, 0.0316).
+
+    Args:
+        grey: numpy array (or what becomes one) or torch tensor of any shape; values outside [0, 1] are clipped.
+        encoding: a name of ``MODEL_ENCODINGS``.
+
+    Returns:
+        float32 of the same kind and shape, in [0, 1]; a tensor stays on its device and keeps its gradient.
+
+    Raises:
+        InputError: the encoding is unknown.
+    """
+    check_model_encoding(encoding)
+    values, library = _unit_float32(grey)
+    if encoding == "root":
+        return values * values
+    if encoding == "db":
+        # exp of a float32 array: numpy would widen 10.0 ** array in some versions, torch takes no plain number
+        return library.exp((1.0 - values) * (MODEL_FLOOR_DB / 20.0 * float(np.log(10.0))))
+    return values
+
+
+def check_model_encoding(encoding: str) -> None:
+    """Check the name of a model encoding.
+
+    Raises:
+        InputError: it is unknown.
+    """
+    if encoding not in MODEL_ENCODINGS:
+        raise InputError(f"The model encoding {encoding!r} is unknown; choose one of {', '.join(MODEL_ENCODINGS)}.")
+
+
+def _unit_float32(values: Any) -> tuple[Any, Any]:
+    """Return values clipped to [0, 1] in float32 and the library (numpy or torch) whose functions take them."""
+    torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+    if torch is not None and isinstance(values, torch.Tensor):
+        return values.float().clip(0.0, 1.0), torch
+    return np.clip(np.asarray(values, dtype=np.float32), 0.0, 1.0), np
 
 
 def quantise(amplitude: ArrayLike, bits: Literal[8, 16] = 8) -> NDArray[Any]:

@@ -42,8 +42,8 @@ FAMILY_DEFAULTS: dict[Family, dict[str, Any]] = {
 }
 
 INHERITED = (
-    *("resolution", "steps", "guidance", "scheduler", "amplitude_encoding", "model_encoding", "mono"),
-    *("polarisation", "polarisation_words", "reference_words", "prompt_hints", "vocabulary", "examples", "avoid", "licence", "credit"),
+    *("resolution", "steps", "guidance", "scheduler", "amplitude_encoding", "model_encoding", "mono", "polarisation"),
+    *("polarisation_words", "reference_words", "prompt_hints", "vocabulary", "examples", "avoid", "licence", "credit"),
 )  # what a strategy's card need not repeat
 
 

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from sar_gen import checkpoints
+from sar_gen.amplitude import from_model, to_model
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.guides import prepare_guide
 from sar_gen.pipelines import PipelineHolder, Placement
@@ -319,7 +320,8 @@ class Engine:
                     )
                     every = max(1, total // (PREVIEWS_PER_PATCH + 1))
                     if previews and (step + 1) % every == 0 and step + 1 < total:
-                        job.events.put(Preview(first, preview_amplitude(pipe, tensors["latents"], spec.mono)))
+                        look = preview_amplitude(pipe, tensors["latents"], spec.mono, spec.model_encoding)
+                        job.events.put(Preview(first, look))
                     return tensors
 
                 generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -334,7 +336,7 @@ class Engine:
                     "callback_on_step_end": on_step_end,
                 }
                 if request.guide is not None:
-                    arguments["image"] = guide_tensor(request, seeds)
+                    arguments["image"] = guide_tensor(request, seeds, spec.model_encoding)
                     arguments["strength"] = request.strength
                 else:
                     arguments["width"], arguments["height"] = request.width, request.height
@@ -343,7 +345,7 @@ class Engine:
                 if job.cancel.is_set():
                     return
                 for i, seed in enumerate(seeds):
-                    amplitude = decode(pipe, latents[i : i + 1], spec.mono)
+                    amplitude = decode(pipe, latents[i : i + 1], spec.mono, spec.model_encoding)
                     job.events.put(PatchReady(first + i, seed, amplitude))
                     job.finished += 1
         finally:
@@ -389,16 +391,25 @@ def initial_noise(pipe: Any, generators: list[torch.Generator], height: int, wid
     return noise.to(pipe.unet.dtype)
 
 
-def guide_tensor(request: GenerationRequest, seeds: list[int]) -> torch.Tensor:
-    """Return the starting images, float32 ``(len(seeds), 3, height, width)`` in [0, 1], one speckle draw a seed."""
+def guide_tensor(request: GenerationRequest, seeds: list[int], encoding: str = "linear") -> torch.Tensor:
+    """Return the starting images, one speckle draw a seed, in the grey that the model works on.
+
+    Args:
+        request: with a guide and a size.
+        seeds: one an image.
+        encoding: the card's ``model_encoding``.
+
+    Returns:
+        float32 ``(len(seeds), 3, height, width)`` in [0, 1].
+    """
     assert request.guide is not None and request.width and request.height
     starts = [prepare_guide(request.guide, request.width, request.height, seed).start for seed in seeds]
-    return torch.from_numpy(np.stack(starts)).float().unsqueeze(1).repeat(1, 3, 1, 1)
+    return torch.from_numpy(to_model(np.stack(starts), encoding)).unsqueeze(1).repeat(1, 3, 1, 1)
 
 
 @torch.no_grad()
-def decode(pipe: Any, latents: torch.Tensor, mono: str) -> NDArray[np.float32]:
-    """Decode the latents of one patch to amplitude in float32.
+def decode(pipe: Any, latents: torch.Tensor, mono: str, encoding: str = "linear") -> NDArray[np.float32]:
+    """Decode the latents of one patch to amplitude in float32: the model's grey first, then what it stands for.
 
     A VAE held in bfloat16 would give dark amplitudes in steps of 0.002, so it is widened while it decodes (the
     weights come back unchanged); a VAE that is offloaded layer by layer stays as it is.
@@ -407,6 +418,7 @@ def decode(pipe: Any, latents: torch.Tensor, mono: str) -> NDArray[np.float32]:
         pipe: the pipeline that made them.
         latents: ``(1, channels, height / 8, width / 8)``.
         mono: ``mean`` of the three channels, or the ``first``.
+        encoding: the card's ``model_encoding``.
 
     Returns:
         float32 ``(height, width)`` in [0, 1].
@@ -431,13 +443,13 @@ def decode(pipe: Any, latents: torch.Tensor, mono: str) -> NDArray[np.float32]:
         if widen:
             vae.to(dtype=dtype)
     grey = pixels.mean(0) if mono == "mean" else pixels[0]
-    amplitude: NDArray[np.float32] = grey.cpu().numpy()
+    amplitude: NDArray[np.float32] = from_model(grey.cpu().numpy(), encoding)
     if not np.isfinite(amplitude).all():
         raise SarGenError("The decoder gave values that are not numbers; choose float32 or another checkpoint.")
     return amplitude
 
 
-def preview_amplitude(pipe: Any, latents: torch.Tensor, mono: str) -> NDArray[np.float32]:
+def preview_amplitude(pipe: Any, latents: torch.Tensor, mono: str, encoding: str = "linear") -> NDArray[np.float32]:
     """Return a rough look at the first patch of a batch: every second latent of the clean estimate, decoded.
 
     A quarter of the latents costs a quarter of the decoding time. DPM-Solver++ keeps its estimate of the clean
@@ -445,7 +457,7 @@ def preview_amplitude(pipe: Any, latents: torch.Tensor, mono: str) -> NDArray[np
     """
     estimates = getattr(pipe.scheduler, "model_outputs", None)
     clean = estimates[-1] if estimates and estimates[-1] is not None else latents
-    return decode(pipe, clean[:1, :, ::2, ::2].contiguous(), mono)
+    return decode(pipe, clean[:1, :, ::2, ::2].contiguous(), mono, encoding)
 
 
 def prompt_notices(pipe: Any, request: GenerationRequest) -> list[str]:

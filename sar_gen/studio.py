@@ -226,6 +226,7 @@ def checkpoint_facts(spec: checkpoints.CheckpointSpec, prompt: str) -> dict[str,
         "repo_id",
         "revision",
         "amplitude_encoding",
+        "model_encoding",
         "mono",
         "sha256",
     )

@@ -2,15 +2,18 @@ import numpy as np
 import pytest
 
 from sar_gen.amplitude import (
+    MODEL_ENCODINGS,
     S1_VH,
     S1_VV,
     VIEWS,
     Scale,
     db_to_linear,
+    from_model,
     linear_to_db,
     normalise,
     pooled_scale,
     quantise,
+    to_model,
     view,
 )
 from sar_gen.errors import InputError
@@ -113,3 +116,54 @@ def test_unknown_view_is_refused():
 
 def test_black_patch_has_a_density_view():
     assert view(np.zeros((3, 3)), "density").max() == 0
+
+
+def test_model_grey_is_the_closed_form():
+    amplitude = np.array([0, 0.01, 10**-1.5, 0.1, 0.25, 0.5, 1], dtype=np.float32)
+    assert np.array_equal(to_model(amplitude, "linear"), amplitude)
+    np.testing.assert_allclose(to_model(amplitude, "root"), amplitude.astype(np.float64) ** 0.5, rtol=1e-6)
+    decibels = [-30.0, -30.0, -30.0, -20.0, 20 * np.log10(0.25), 20 * np.log10(0.5), 0.0]
+    np.testing.assert_allclose(to_model(amplitude, "db"), 1 + np.array(decibels) / 30, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", MODEL_ENCODINGS)
+def test_amplitude_comes_back_from_the_model_grey(encoding):
+    amplitude = np.linspace(0, 1, 70000, dtype=np.float32).reshape(7, -1)
+    grey = to_model(amplitude, encoding)
+    back = from_model(grey, encoding)
+    assert grey.dtype == back.dtype == np.float32
+    assert grey.shape == back.shape == amplitude.shape
+    assert grey.min() >= 0
+    assert grey.max() == 1
+    assert np.all(np.diff(grey.ravel()) >= 0)
+    floor = 10**-1.5 if encoding == "db" else 0.0  # grey 0 in decibels is -30 dB, not amplitude 0
+    np.testing.assert_allclose(back, np.maximum(amplitude, floor), rtol=2e-6, atol=1e-7)
+    assert from_model(np.float32([0]), encoding)[0] == pytest.approx(floor, rel=1e-6)
+    assert from_model(np.float32([1]), encoding)[0] == 1
+
+
+@pytest.mark.parametrize("encoding", MODEL_ENCODINGS)
+def test_values_outside_the_unit_interval_are_clipped(encoding):
+    outside, edges = np.array([-0.5, 1.5]), np.array([0.0, 1.0])
+    for function in (to_model, from_model):
+        assert np.array_equal(function(outside, encoding), function(edges, encoding))
+
+
+@pytest.mark.parametrize("encoding", MODEL_ENCODINGS)
+def test_tensors_give_the_same_numbers_and_keep_their_gradient(encoding):
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(0).uniform(0.05, 1, (3, 50)).astype(np.float32)
+    tensor = torch.from_numpy(values).requires_grad_()
+    for function in (to_model, from_model):
+        result = function(tensor, encoding)
+        assert result.dtype == torch.float32
+        np.testing.assert_allclose(result.detach().numpy(), function(values, encoding), rtol=1e-6, atol=1e-7)
+        (slope,) = torch.autograd.grad(result.sum(), tensor)
+        assert bool((slope > 0).all())
+        assert function(tensor.detach().double(), encoding).dtype == torch.float32
+
+
+def test_unknown_model_encoding_is_one_sentence():
+    for function in (to_model, from_model):
+        with pytest.raises(InputError, match="'log' is unknown; choose one of linear, root, db"):
+            function(np.zeros(3), "log")

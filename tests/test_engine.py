@@ -10,7 +10,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from sar_gen import checkpoints
 from sar_gen import engine as engine_module
+from sar_gen.amplitude import from_model, to_model
 from sar_gen.engine import Engine, batch_size, decode
 from sar_gen.errors import InputError
 from sar_gen.pipelines import Placement
@@ -39,6 +41,8 @@ def settings(tmp_path_factory):
     tiny.checkpoint(root / "checkpoints" / "base")
     tiny.checkpoint(root / "checkpoints" / "old", "sd15", seed=5)
     tiny.strategy_folder(root / "checkpoints" / "tuned", root / "checkpoints" / "base", "unet-lora")
+    for encoding in ("root", "db"):  # the same weights as base, another meaning of their grey
+        tiny.checkpoint(root / "checkpoints" / encoding, model_encoding=encoding)
     broken = tiny.checkpoint(root / "checkpoints" / "broken")
     weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -346,3 +350,57 @@ def test_noise_of_a_seed_is_the_same_in_every_dtype(settings):
         assert draws[dtype].dtype == dtype
     assert draws[torch.float32].shape == (2, pipe.unet.config.in_channels, 8, 8)
     torch.testing.assert_close(draws[torch.bfloat16].float(), draws[torch.float32], rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("encoding", ["root", "db"])
+def test_a_model_of_another_grey_gives_linear_amplitude(engine, encoding):
+    plain_events, plain = run(engine, dataclasses.replace(REQUEST, steps=4))
+    events, patches = run(engine, dataclasses.replace(REQUEST, steps=4, checkpoint=encoding))
+    assert np.array_equal(patches[0], from_model(plain[0], encoding))
+    assert not np.array_equal(patches[0], plain[0])
+    looks, plain_looks = ([e.amplitude for e in some if isinstance(e, Preview)] for some in (events, plain_events))
+    assert looks
+    for look, plain_look in zip(looks, plain_looks, strict=True):
+        assert np.array_equal(look, from_model(plain_look, encoding))
+
+
+@pytest.mark.parametrize("encoding", ["linear", "root", "db"])
+def test_a_guide_reaches_the_vae_in_the_grey_of_the_model(engine, settings, encoding, monkeypatch):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    picture[...] = picture[..., :1]
+    guide = Guide("sar", picture)
+    request = dataclasses.replace(
+        REQUEST, checkpoint="base" if encoding == "linear" else encoding, guide=guide, strength=0.5
+    )
+    seen = []
+    original = engine_module.guide_tensor
+    monkeypatch.setattr(engine_module, "guide_tensor", lambda *a: (seen.append(original(*a)), seen[-1])[1])
+    events, patches = run(engine, request, previews=False)
+    assert isinstance(events[-1], Done)
+    assert patches[0].shape == (64, 64)
+    expected = to_model(picture[..., 0].astype(np.float32) / 255, encoding)
+    assert seen[0].dtype == torch.float32
+    assert seen[0].shape == (1, 3, 64, 64)
+    for channel in seen[0][0].numpy():
+        np.testing.assert_allclose(channel, expected, atol=1e-6)
+
+
+def test_a_strategy_works_on_the_grey_of_its_base_unless_it_says_otherwise(settings, tmp_path):
+    base = tiny.checkpoint(tmp_path / "checkpoints" / "base", model_encoding="db")
+    tiny.strategy_folder(tmp_path / "checkpoints" / "same", base, "unet-lora")
+    other = tiny.strategy_folder(tmp_path / "checkpoints" / "other", base, "unet-lora")
+    tiny.write_card(other, id="other", base="base", strategy="unet-lora", model_encoding="root")
+    unknown = tiny.strategy_folder(tmp_path / "checkpoints" / "unknown", base, "unet-lora")
+    tiny.write_card(unknown, id="unknown", base="base", strategy="unet-lora", model_encoding="log")
+    mixed = tiny.strategy_folder(tmp_path / "checkpoints" / "mixed", base, "unet-lora")
+    tiny.write_card(mixed, id="mixed", base="base", strategy="unet-lora", amplitude_encoding="db")
+    found, problems = checkpoints.scan(dataclasses.replace(settings, checkpoints=tmp_path / "checkpoints"))
+    assert {name: found[name].model_encoding for name in ("base", "same", "other")} == {
+        "base": "db",
+        "same": "db",
+        "other": "root",
+    }
+    assert found["sdxl-base"].model_encoding == "linear"
+    assert len(problems) == 2
+    assert "set amplitude_encoding = 'linear' too" in problems[0]
+    assert "model_encoding = 'log'" in problems[1]

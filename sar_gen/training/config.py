@@ -295,7 +295,9 @@ def check_config(data: dict[str, Any], kind: type[Kind], name: str) -> Kind:
     try:
         return pydantic.TypeAdapter(kind).validate_python(data)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        problems = error.errors(include_url=False)
+        # A mistyped name is both an unknown key and a missing one; the first says more.
+        first = next((p for p in problems if p["type"] == "unexpected_keyword_argument"), problems[0])
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         if first["type"] == "unexpected_keyword_argument":
             raise InputError(f"{name} has the unknown key {place!r}; remove it or correct its name.") from error

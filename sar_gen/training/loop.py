@@ -28,7 +28,7 @@ from sar_gen.settings import Settings
 from sar_gen.training.config import DenoiserConfig, TrainingConfig
 from sar_gen.training.dataset import Dataset, ShardDataset, open_dataset
 from sar_gen.training.denoiser import Denoiser, LatentSource, RowCache, TextSource, text_width
-from sar_gen.training.losses import NoiseSchedule, noise_schedule, offset_noise
+from sar_gen.training.losses import NoiseSchedule, noise_schedule, offset_noise, sampling_scheduler
 from sar_gen.training.parts import (
     Base,
     Parts,
@@ -126,7 +126,7 @@ def train(
         vae_training.save_vae(pipe.vae, config.row, vae_folder, _type(config))
     run = None
     if any(not part.startswith("vae") for part in modes):
-        run = _Run(config, base, pipe, data, schedule, device, record, vae_digest=_digest(vae_folder))
+        run = _Run(config, base, pipe, data, schedule, settings, device, record, vae_digest=_digest(vae_folder))
         counts |= run.parts.counts
         finished = run.go(resume=resume, clock=clock, say=say, stop=stop)
         if not finished:
@@ -176,6 +176,7 @@ class _Run:
         pipe: Any,
         data: Dataset | ShardDataset,
         schedule: NoiseSchedule,
+        settings: Settings,
         device: str,
         record: dict[str, Any],
         vae_digest: str,
@@ -183,7 +184,7 @@ class _Run:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
-        self.config, self.base, self.data, self.schedule = config, base, data, schedule
+        self.config, self.base, self.data, self.schedule, self.settings = config, base, data, schedule, settings
         self.record = {**record, "vae": vae_digest}
         options, dtype = config.denoiser, DTYPES[config.run.precision]
         # The last layer of a CLIP encoder is not used (penultimate states), so some parameters have no gradient.
@@ -373,7 +374,7 @@ class _Run:
                 self.averages.store(parameters)
                 self.averages.copy_to(parameters)
             try:
-                found = validate(self.parts.pipe, self.config, self.base.spec, self.schedule, self.step)
+                found = validate(self.parts.pipe, self.config, self.base.spec, self.schedule, self.step, self.settings)
             finally:
                 if self.averages is not None:
                     self.averages.restore(parameters)
@@ -471,7 +472,7 @@ def peak_memory(device: str) -> int:
 
 
 def _write(config: TrainingConfig, base: Base, parts: Parts, schedule: NoiseSchedule, vae_folder: Path | None) -> None:
-    scheduler = _scheduler(parts.pipe.scheduler, schedule)
+    scheduler = sampling_scheduler(parts.pipe.scheduler, schedule)
     card = _card(config, base, parts)
     if config.whole:
         if scheduler is not None:
@@ -502,20 +503,6 @@ def _card(config: TrainingConfig, base: Base, parts: Parts) -> dict[str, Any]:
         f", without {', '.join(config.data.leave_out)}" if config.data.leave_out else ""
     )
     return card
-
-
-def _scheduler(own: Any, schedule: NoiseSchedule) -> Any:
-    """Return the scheduler to write, ``None`` where the base's own fits what was trained."""
-    ends_in_noise = float(schedule.cumulated[-1]) == 0.0
-    facts = {"prediction_type": schedule.prediction, "rescale_betas_zero_snr": ends_in_noise}
-    if all(own.config.get(name, default) == facts[name] for name, default in _SCHEDULER_DEFAULTS.items()):
-        return None
-    if ends_in_noise:
-        facts["timestep_spacing"] = "trailing"  # sampling must begin at the last timestep (arXiv 2305.08891)
-    return type(own).from_config(own.config, **facts)
-
-
-_SCHEDULER_DEFAULTS = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
 
 
 def _type(config: TrainingConfig) -> torch.dtype:

@@ -110,3 +110,20 @@ def offset_noise(noise: torch.Tensor, strength: float, generator: torch.Generato
         return noise
     shape = (*noise.shape[:2], 1, 1)
     return noise + strength * torch.randn(shape, generator=generator, device=noise.device, dtype=noise.dtype)
+
+
+def sampling_scheduler(own: Any, schedule: NoiseSchedule) -> Any:
+    """Return the scheduler that samples what was trained, ``None`` where the base's own does.
+
+    Args:
+        own: the base's, a diffusers scheduler.
+        schedule: that was trained.
+    """
+    ends_in_noise = float(schedule.cumulated[-1]) == 0.0
+    before = own.config.get("prediction_type", "epsilon"), bool(own.config.get("rescale_betas_zero_snr", False))
+    if before == (schedule.prediction, ends_in_noise):
+        return None
+    changes: dict[str, Any] = {"prediction_type": schedule.prediction, "rescale_betas_zero_snr": ends_in_noise}
+    if ends_in_noise:
+        changes["timestep_spacing"] = "trailing"  # sampling must begin at the last timestep (arXiv 2305.08891)
+    return type(own).from_config(own.config, **changes)

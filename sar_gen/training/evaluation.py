@@ -482,7 +482,7 @@ def _agreement(
             prompt,
             clip,
             polarisation=real.polarisation,
-            reference=real.classes[terrain].patches,
+            reference=known,
         )
         for prompt, first, end in zip(prompts, edges, edges[1:], strict=False)
         if end > first

@@ -167,12 +167,9 @@ def studio(tmp_path_factory):
 def test_a_checkpoint_is_generated_from_with_the_studios_engine_and_goes_on_where_it_stopped(studio, real, tmp_path):
     engine, catalogue = studio
     config = EvaluationConfig(patches=3, steps=1, sarclip=False, prompts={"river": ("a SAR image of a river", "c")})
-    asked = 0
 
     def stop():
-        nonlocal asked
-        asked += 1
-        return asked > 4
+        return any(tmp_path.rglob("*.npy"))
 
     assert evaluate_checkpoint(engine, catalogue["tuned"], real, config, tmp_path, stop=stop) is None
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}

@@ -1,9 +1,10 @@
 """The catalogue of checkpoints: what there is, what its card says, where its files are and whether they are safe.
 
-Four sources, later ones never hide earlier ones: folders with a ``card.toml`` under ``settings.checkpoints``
-(embedded) and under ``settings.home/checkpoints``, the public models below, and what the user added (recorded in
-``settings.home``). An entry is a pipeline (its own base) or something on a base: a strategy folder (see ``folders``)
-or one LoRA file.
+Five sources, later ones never hide earlier ones: folders with a ``card.toml`` under ``settings.checkpoints``
+(embedded), under ``settings.home/checkpoints`` and under each of ``settings.checkpoint_folders``, the public models
+below, and what the user added (recorded in ``settings.home``). The catalogue is read anew at each request, so that a
+folder that is dropped in is there at the next one, and in the page's list when the page is loaded again. An entry is a
+pipeline (its own base) or something on a base: a strategy folder (see ``folders``) or one LoRA file.
 
 The card (``card.toml``) holds the fields of ``CheckpointSpec`` by name; what a strategy's card leaves out is its
 base's. ``unknown`` names the facts that its author does not state, so that a default is never taken for a fact.
@@ -22,11 +23,12 @@ from typing import Any, Literal, NamedTuple
 
 from sar_gen import folders, hub
 from sar_gen.amplitude import MODEL_ENCODINGS, ModelEncoding
+from sar_gen.deltas import check_base
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import sha256_of, write_atomic
 from sar_gen.settings import Settings
 from sar_gen.strategies import DEFAULT_TOKEN, strategy, strategy_of_parts
-from sar_gen.weights import Family
+from sar_gen.weights import Family, weight_files
 
 Kind = Literal["pipeline", "strategy", "lora"]
 Origin = Literal["embedded", "public", "user"]
@@ -248,10 +250,16 @@ def scan(settings: Settings) -> tuple[dict[str, CheckpointSpec], list[str]]:
     found: dict[str, CheckpointSpec] = {}
     problems: list[str] = []
     rows: list[_Row] = []
-    roots: tuple[tuple[Path, Origin], ...] = (
-        (settings.checkpoints, "embedded"),
-        (settings.home / "checkpoints", "user"),
-    )
+    roots: list[tuple[Path, Origin]] = [(settings.checkpoints, "embedded"), (settings.home / "checkpoints", "user")]
+    for folder in settings.checkpoint_folders:
+        if not folder.is_dir():
+            problems.append(f"The folder of checkpoints {folder} does not exist; correct SAR_GEN_CHECKPOINT_FOLDERS.")
+        elif (folder / "card.toml").is_file():
+            problems.append(
+                f"{folder} is a checkpoint itself; put the folder that holds it into SAR_GEN_CHECKPOINT_FOLDERS."
+            )
+        elif folder.resolve() not in [root.resolve() for root, _ in roots]:
+            roots.append((folder, "user"))
     for root, origin in roots:
         for path in sorted(root.glob("*/card.toml")):
             try:
@@ -380,6 +388,12 @@ def add_checkpoint(
     if entry.get("kind", "pipeline") == "pipeline":
         entry["base"] = entry["id"]
     spec = _spec(entry, folder, "user", None if entry["base"] == entry["id"] else known[entry["base"]])
+    if spec.kind == "strategy" and spec.path is not None:
+        on = known[spec.base]
+        files = folders.strategy_files(spec.path)
+        below = _place(on, settings)
+        if files.deltas and below is not None and not missing_files(on, settings):
+            check_deltas(files, below, spec.title, settings, on.variant)
     entries = [*_user_entries(settings), entry]
     _write_home(settings, "checkpoints.json", {"checkpoints": entries})
     return spec
@@ -498,7 +512,8 @@ def pull(spec: CheckpointSpec, settings: Settings, progress: Progress | None = N
 def verify(spec: CheckpointSpec, settings: Settings) -> dict[str, str]:
     """Read every file whose hash is known and compare; ``{file: "ok" | "missing" | "differs"}``.
 
-    Weight files without a stated hash are reported as ``"no hash is stated"``.
+    Weight files without a stated hash are reported as ``"no hash is stated"``, a quantised delta whose base on this
+    machine is not the one that it was made on as ``"made on another base"``.
 
     Raises:
         InputError: the checkpoint is not on this machine.
@@ -522,6 +537,8 @@ def verify(spec: CheckpointSpec, settings: Settings) -> dict[str, str]:
     for path in _weights(spec, where):
         name = path.name if where.is_file() else path.relative_to(where).as_posix()
         result.setdefault(name, "no hash is stated")
+    if spec.kind == "strategy":
+        result |= _on_another_base(folders.strategy_files(where), spec, settings)
     return result
 
 
@@ -540,6 +557,40 @@ def check_hashes(spec: CheckpointSpec, settings: Settings) -> None:
                 f"{name} of {spec.title} is not the file that its card describes (sha256 {got[:12]}… instead of "
                 f"{wanted[:12]}…); copy or download it again."
             )
+
+
+def check_deltas(
+    files: folders.StrategyFiles, base: Path, name: str, settings: Settings, variant: str | None = None
+) -> None:
+    """Check that each quantised delta of a strategy was made on this base's weight files.
+
+    Args:
+        files: of the strategy.
+        base: pipeline folder of the base.
+        name: of the strategy, for the sentence.
+        settings: where hashes are remembered.
+        variant: of the base's weight files.
+
+    Raises:
+        InputError: a delta was made on other weights.
+    """
+    for part, path in files.deltas.items():
+        found = hashes_of(weight_files(base / part, variant), settings)
+        check_base(path, [*found.values()], name)
+
+
+def _on_another_base(files: folders.StrategyFiles, spec: CheckpointSpec, settings: Settings) -> dict[str, str]:
+    base = catalogue(settings).get(spec.base) if files.deltas else None
+    below = _place(base, settings) if base is not None else None
+    if base is None or below is None or missing_files(base, settings):
+        return {}
+    wrong = {}
+    for part, path in files.deltas.items():
+        try:
+            check_deltas(folders.StrategyFiles(deltas={part: path}), below, spec.title, settings, base.variant)
+        except InputError:
+            wrong[f"{part}/{path.name}"] = "made on another base"
+    return wrong
 
 
 def expected_hashes(spec: CheckpointSpec, settings: Settings) -> dict[str, str]:
@@ -699,6 +750,15 @@ def _local_entry(
     path: Path, known: Mapping[str, CheckpointSpec], base: str | None
 ) -> tuple[dict[str, Any], Path | None]:
     """Look at a local source and return its entry, and the folder when the card lies in it."""
+    inside = sorted(
+        {file.parent.name for name in ("card.toml", "model_index.json") for file in path.glob(f"*/{name}")}
+    )
+    if inside and not any((path / name).is_file() for name in ("card.toml", "model_index.json", folders.LORA_FILE)):
+        raise InputError(
+            f"{path} holds {len(inside)} checkpoint folder{'s' if len(inside) > 1 else ''} "
+            f"({', '.join(inside[:3])}{', …' if len(inside) > 3 else ''}); add each by its own path, or name "
+            f"{path} in SAR_GEN_CHECKPOINT_FOLDERS to have all that lie in it."
+        )
     card = read_card(path / "card.toml") if (path / "card.toml").is_file() else {}
     entry: dict[str, Any] = {**card, "path": str(path)}
     if path.is_dir() and (path / "model_index.json").is_file():

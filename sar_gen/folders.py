@@ -7,6 +7,10 @@ A strategy folder holds what differs from its base, every file optional but at l
     text_encoder/model.safetensors                    the whole first text encoder
     text_encoder_2/model.safetensors                  the whole second one (SDXL)
     vae/diffusion_pytorch_model.safetensors           the whole VAE, or decoder.* and post_quant_conv.* only
+    unet/delta.safetensors                            in place of a whole part: what changed, quantised to 8 or 4 bits
+    text_encoder/delta.safetensors                    (the format is in ``sar_gen.deltas``); one made from a VAE that
+    text_encoder_2/delta.safetensors                  changes decoder.* and post_quant_conv.* only leaves the encoder
+    vae/delta.safetensors
     vae/pytorch_lora_weights.safetensors              LoRA on the VAE decoder (keys decoder.….lora_A.weight, lora_B)
     pytorch_lora_weights.safetensors                  LoRA, keys unet.…, text_encoder.…, text_encoder_2.…
     token.safetensors                                 clip_l (rows, width 1) and, for SDXL, clip_g (rows, width 2)
@@ -21,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sar_gen.deltas import DELTA_FILE, check_shapes, delta_facts
 from sar_gen.errors import InputError
 from sar_gen.strategies import PartMode
 from sar_gen.weights import PICKLE_SUFFIXES, Family, Header, lora_facts, read_header, weight_files
@@ -168,7 +173,8 @@ class StrategyFiles:
 
     Attributes:
         full: ``{part: weight files}`` of the parts that were trained whole.
-        vae_decoder_only: the VAE file leaves the encoder as it is in the base.
+        deltas: ``{part: file}`` of the parts that come as a quantised delta (``sar_gen.deltas``).
+        vae_decoder_only: the VAE file or delta leaves the encoder as it is in the base.
         lora: LoRA file for the UNet and the text encoders.
         lora_parts: the parts that it holds.
         lora_family: its family, where the file tells.
@@ -180,6 +186,7 @@ class StrategyFiles:
     """
 
     full: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    deltas: dict[str, Path] = field(default_factory=dict)
     vae_decoder_only: bool = False
     lora: Path | None = None
     lora_parts: tuple[str, ...] = ()
@@ -194,18 +201,20 @@ class StrategyFiles:
         """Yield every weight file."""
         for files in self.full.values():
             yield from files
+        yield from self.deltas.values()
         yield from (path for path in (self.lora, self.token, self.vae_lora) if path is not None)
 
     def modes(self) -> dict[str, PartMode]:
         """Return ``{part: mode}`` of the parts that differ from the base, in the words of ``strategies``.
 
-        A part that comes both whole and as LoRA counts as whole.
+        A part that comes both whole (also as a delta) and as LoRA counts as whole.
         """
+        whole = {*self.full, *self.deltas}
         modes: dict[str, PartMode] = dict.fromkeys(self.lora_parts, "lora")
-        modes |= {part: "full" for part in self.full if part != "vae"}
+        modes |= {part: "full" for part in PARTS["sdxl"] if part in whole and part != "vae"}
         if self.token:
             modes["token"] = "learned"
-        if "vae" in self.full:
+        if "vae" in whole:
             modes["vae_decoder"] = "full"
             if not self.vae_decoder_only:
                 modes["vae_encoder"] = "full"
@@ -228,9 +237,19 @@ def strategy_files(source: Path) -> StrategyFiles:
     if not source.is_dir():
         raise InputError(f"{source} does not exist; give a folder or a .safetensors file.")
     full: dict[str, tuple[Path, ...]] = {}
+    deltas: dict[str, Path] = {}
     decoder_only = False
     for part in PARTS["sdxl"]:
         files = weight_files(source / part)
+        delta = source / part / DELTA_FILE
+        if delta.is_file():
+            if files:
+                raise InputError(f"{part} of {source} comes whole and as {DELTA_FILE}; keep one of the two.")
+            names = delta_facts(delta).names
+            if part == "vae":
+                decoder_only = all(name.startswith(VAE_DECODER) for name in names)
+            deltas[part] = delta
+            continue
         if not files:
             _refuse_pickles(source / part)
             continue
@@ -244,6 +263,7 @@ def strategy_files(source: Path) -> StrategyFiles:
     scheduler = source / "scheduler"
     files_found = StrategyFiles(
         full=full,
+        deltas=deltas,
         vae_decoder_only=decoder_only,
         lora=found.lora,
         lora_parts=found.lora_parts,
@@ -251,7 +271,7 @@ def strategy_files(source: Path) -> StrategyFiles:
         lora_cross_attention=found.lora_cross_attention,
         token=token if token.is_file() else None,
         token_shapes=_token_shapes(token) if token.is_file() else {},
-        vae_lora=vae_lora if vae_lora.is_file() and "vae" not in full else None,
+        vae_lora=vae_lora if vae_lora.is_file() and "vae" not in {*full, *deltas} else None,
         scheduler=scheduler if (scheduler / "scheduler_config.json").is_file() else None,
     )
     if files_found.vae_lora:
@@ -292,6 +312,10 @@ def check_fits(files: StrategyFiles, base: Path, family: Family, name: str, vari
                     f"The {part} of {name} does not fit its base ({key}: {_shape(mine.get(key))} here, "
                     f"{_shape(theirs.get(key))} in the base); choose the base that it was trained from."
                 )
+    for part, path in files.deltas.items():
+        if part not in PARTS[family]:
+            raise InputError(f"{name} brings {part}, which its base ({family}) does not have; choose another base.")
+        check_shapes(path, _shapes(weight_files(base / part, variant)), name)
     width = read_json(base / "unet" / "config.json").get("cross_attention_dim")
     if files.lora_cross_attention is not None and width is not None and files.lora_cross_attention != width:
         raise InputError(
@@ -319,7 +343,7 @@ def check_family(files: StrategyFiles, family: Family, name: str) -> None:
             f"The LoRA of {name} was made for {words[files.lora_family]} and its base is {words[family]}; families "
             f"are never mixed: choose a base of family {files.lora_family}."
         )
-    if family == "sd15" and ("text_encoder_2" in files.full or "clip_g" in files.token_shapes):
+    if family == "sd15" and ("text_encoder_2" in {*files.full, *files.deltas} or "clip_g" in files.token_shapes):
         raise InputError(f"{name} has a second text encoder's weights, its base is SD 1.5, which has one; use SDXL.")
     if family == "sdxl" and files.token and "clip_g" not in files.token_shapes:
         raise InputError(f"The token of {name} lacks clip_g, which SDXL's second text encoder needs; save both.")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sar_gen import folders
+from sar_gen.deltas import DELTA_FILE
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.weights import PICKLE_SUFFIXES, choose_weights
 
@@ -143,7 +144,8 @@ def strategy_file_names(names: list[str], title: str) -> list[str]:
     kept = [name for name in names if "/" not in name and name.lower().endswith((".safetensors", "card.toml"))]
     for part in parts:
         inside = _inside(names, part)
-        kept += [inside[short] for short in (*choose_weights(list(inside)), folders.LORA_FILE) if short in inside]
+        single = (folders.LORA_FILE, DELTA_FILE)
+        kept += [inside[short] for short in (*choose_weights(list(inside)), *single) if short in inside]
         kept += [name for short, name in inside.items() if short.lower().endswith("config.json")]
     if not any(name.lower().endswith(".safetensors") for name in kept):
         raise InputError(

@@ -1,7 +1,8 @@
 """The pipeline on the device: loading a base, putting a strategy on it, changing strategies, freeing.
 
 One pipeline is held at a time. Changing the strategy on one base touches only the parts that differ (``changes``):
-whole parts are copied into the modules that are there, so modules stay the same objects; LoRAs are put on with PEFT
+whole parts (the base's with a quantised delta too) are copied into the modules that are there, so modules stay the
+same objects; LoRAs are put on with PEFT
 and taken off again; token embeddings replace the embedding table and the old one is put back. Every check that can
 be made from headers is made before what is loaded is touched.
 """
@@ -21,7 +22,8 @@ from typing import Any, Literal
 import torch
 
 from sar_gen import folders
-from sar_gen.checkpoints import CheckpointSpec, base_of, check_hashes, hashes_of, local_folder
+from sar_gen.checkpoints import CheckpointSpec, base_of, check_deltas, check_hashes, hashes_of, local_folder
+from sar_gen.deltas import apply_delta
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.folders import StrategyFiles
 from sar_gen.settings import Settings
@@ -144,6 +146,7 @@ def sources(files: StrategyFiles | None) -> dict[str, str]:
     if files is None:
         return {}
     found = {part: _source(paths) for part, paths in files.full.items()}
+    found |= {part: _source((path,)) for part, path in files.deltas.items()}
     if files.vae_lora is not None:
         found["vae"] = _source((files.vae_lora,))
     if files.scheduler is not None:
@@ -236,6 +239,7 @@ class PipelineHolder:
         if spec is not base:
             files = folders.strategy_files(local_folder(spec, settings))
             folders.check_fits(files, folder, base.family, spec.title, base.variant)
+            check_deltas(files, folder, spec.title, settings, base.variant)
         device = resolve_device(settings.device)
         key = (base.id, base.family, folder.resolve(), tuple(_source(p) for p in _base_weights(folder, base)))
         chosen = (device, placement)
@@ -448,6 +452,8 @@ class PipelineHolder:
             copy_weights(module, base)
         if mine:
             copy_weights(module, mine)
+        if files and part in files.deltas:
+            apply_delta(module, base, files.deltas[part])
         if lora is not None:
             add_low_rank(module, base, lora)
 
@@ -620,6 +626,8 @@ def _identity(
     paths: dict[str, list[Path]] = dict(folders.pipeline_weights(folder, base.variant))
     if files is not None:
         paths |= {part: list(found) for part, found in files.full.items()}
+        # A part that is the base's and what changed names the files of both.
+        paths |= {part: [*paths[part], path] for part, path in files.deltas.items()}
         single = {"lora": files.lora, "token": files.token, "vae_lora": files.vae_lora}
         paths |= {part: [path] for part, path in single.items() if path is not None}
         if "vae" in files.full and files.vae_decoder_only:

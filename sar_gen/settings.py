@@ -21,6 +21,8 @@ class Settings:
         home: the user's own additions (checkpoints, references).
         runs: where runs are written.
         checkpoints: embedded checkpoints, one diffusers folder each, with its ``card.toml``.
+        checkpoint_folders: further folders that hold checkpoint folders, such as where training writes; in the
+            environment separated as in ``PATH`` (``:``, on Windows ``;``).
         assets: palettes, presets, reference statistics.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         checkpoint: id of the checkpoint that is chosen at start.
@@ -32,6 +34,7 @@ class Settings:
     home: Path = Path.home() / ".sar-studio"
     runs: Path = ROOT / "outputs"
     checkpoints: Path = ROOT / "checkpoints"
+    checkpoint_folders: tuple[Path, ...] = ()
     assets: Path = ROOT / "assets"
     device: str = "auto"
     checkpoint: str = "sar-mini"
@@ -53,7 +56,10 @@ class Settings:
             text = environ.get(name)
             if not text:
                 continue
-            if isinstance(field.default, Path):
+            if isinstance(field.default, tuple):
+                parts = [part for part in text.split(os.pathsep) if part.strip()]
+                values[field.name] = tuple(Path(part.strip()).expanduser().resolve() for part in parts)
+            elif isinstance(field.default, Path):
                 values[field.name] = Path(text).expanduser().resolve()
             elif isinstance(field.default, int):
                 if not text.isdigit() or int(text) < 1:

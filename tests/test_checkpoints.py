@@ -418,3 +418,40 @@ def test_every_example_of_the_embedded_checkpoint_names_its_real_ground(embedded
     assert found["a Sentinel-1 VH image of suburbs"] == "s1-vh"
     assert None not in found.values()
     assert embedded.reference_of("something else") is None
+
+
+def test_folders_of_ones_own_are_read_anew_each_time(settings, tmp_path):
+    """What training writes appears by lying there, in the folders that the settings name and in the embedded one."""
+    mine = tmp_path / "trained"
+    mine.mkdir()
+    settings = dataclasses.replace(settings, checkpoint_folders=(mine, tmp_path / "checkpoints"))
+    before = scan(settings)
+    assert before[1] == []  # a folder that is read already is not read twice
+    for root, id in ((mine, "dropped"), (settings.checkpoints, "embedded-too")):
+        _strategy(root / id, f'id = "{id}"\nbase = "tiny-sdxl"\ntitle = "{id}"\n')
+    found, problems = scan(settings)
+    assert problems == []
+    assert found.keys() - before[0].keys() == {"dropped", "embedded-too"}
+    assert (found["dropped"].origin, found["embedded-too"].origin) == ("user", "embedded")
+    assert (found["dropped"].strategy, found["dropped"].path) == ("unet-full", mine / "dropped")
+    assert "unet-full" in strategies_for(found, "tiny-sdxl")
+    with pytest.raises(InputError, match="delete its folder"):
+        remove_checkpoint("dropped", settings)
+
+
+def test_a_wrong_folder_of_checkpoints_is_one_sentence_each(settings, tmp_path):
+    itself = settings.checkpoints / "tiny-sdxl"
+    found, problems = scan(dataclasses.replace(settings, checkpoint_folders=(tmp_path / "none", itself)))
+    assert "tiny-sdxl" in found
+    assert problems == [
+        f"The folder of checkpoints {tmp_path / 'none'} does not exist; correct SAR_GEN_CHECKPOINT_FOLDERS.",
+        f"{itself} is a checkpoint itself; put the folder that holds it into SAR_GEN_CHECKPOINT_FOLDERS.",
+    ]
+
+
+def test_adding_a_folder_that_holds_several_says_how(settings, tmp_path):
+    for id in ("a", "b", "c", "d"):
+        _strategy(tmp_path / "many" / id, f'id = "{id}"\nbase = "tiny-sdxl"\n')
+    with pytest.raises(InputError, match=r"holds 4 checkpoint folders \(a, b, c, …\).*SAR_GEN_CHECKPOINT_FOLDERS"):
+        add_checkpoint(tmp_path / "many", settings)
+    assert add_checkpoint(tmp_path / "many" / "a", settings).id == "a"

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,12 @@ def test_environment_overrides_each_kind_of_field(tmp_path):
 def test_bad_number_is_one_sentence(text):
     with pytest.raises(InputError, match="SAR_GEN_MAX_PIXELS"):
         Settings.from_env({"SAR_GEN_MAX_PIXELS": text})
+
+
+def test_folders_of_checkpoints_are_separated_as_in_path(tmp_path):
+    text = os.pathsep.join([str(tmp_path / "one"), "", f" {tmp_path / 'two'} "])
+    assert Settings.from_env({"SAR_GEN_CHECKPOINT_FOLDERS": text}).checkpoint_folders == (
+        tmp_path / "one",
+        tmp_path / "two",
+    )
+    assert Settings.from_env({}).checkpoint_folders == ()

@@ -252,6 +252,24 @@ def strategy_choices(catalogue: dict[str, checkpoints.CheckpointSpec], name: str
     return [(STRATEGIES[s].title if s in STRATEGIES else s, s) for s in names]
 
 
+def with_choices(settings: Settings, name: str, checkpoint: Any, strategy: Any) -> dict[str, Any]:
+    """Return the two dropdowns with what the catalogue offers now: folders may have come since the page was made.
+
+    Args:
+        settings: where the catalogue is.
+        name: the checkpoint whose strategies are offered.
+        checkpoint: value of the first dropdown, or gradio's skip to keep the one that is shown.
+        strategy: value of the second one, or skip.
+    """
+    catalogue = checkpoints.catalogue(settings)
+    offers = {"checkpoint": checkpoint_choices(catalogue)}
+    if name in catalogue:
+        offers["strategy"] = strategy_choices(catalogue, name)
+    values = {"checkpoint": checkpoint, "strategy": strategy}
+    chosen = {field: {"value": value} if isinstance(value, str) else {} for field, value in values.items()}
+    return {field: gr.Dropdown(choices=offered, **chosen[field]) for field, offered in offers.items()}
+
+
 def vocabulary(spec: checkpoints.CheckpointSpec) -> str:
     """Return the words that the checkpoint was trained with, as buttons."""
     groups = [(group, tuple(words)) for group, words in spec.vocabulary.items()]

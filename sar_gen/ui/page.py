@@ -22,7 +22,7 @@ from sar_gen.ui import judging, views
 from sar_gen.ui.about import build_about
 from sar_gen.ui.compare import build_compare
 from sar_gen.ui.generate import QUIET, Generate, build_generate, draw_first
-from sar_gen.ui.inputs import FORM
+from sar_gen.ui.inputs import FORM, with_choices
 from sar_gen.ui.library import build_library
 from sar_gen.ui.memory import STORAGE_KEY, page_secret, remember, restored
 from sar_gen.ui.theme import markup, studio_theme
@@ -79,6 +79,8 @@ def _remember_form(page: gr.Blocks, tab: Generate, studio: Studio, secret: str) 
         known = {info.name for info in references.list_references(studio.settings)}
         if isinstance(values["reference"], str) and values["reference"] not in known:
             values["reference"] = gr.skip()
+        shown = values["checkpoint"] if isinstance(values["checkpoint"], str) else defaults["checkpoint"]
+        values |= with_choices(studio.settings, shown, values["checkpoint"], values["strategy"])
         return list(values.values())
 
     loaded = page.load(restore, store, fields, concurrency_limit=None, **QUIET)

@@ -23,8 +23,9 @@ from sar_gen.settings import Settings
 from sar_gen.ui import memory, views
 from sar_gen.ui.downloads import download_lines, size
 from sar_gen.ui.generate import step_line
-from sar_gen.ui.inputs import FORM, RANDOM_SEEDS, appended, form_of, picked, read_form
+from sar_gen.ui.inputs import FORM, RANDOM_SEEDS, appended, form_of, picked, read_form, with_choices
 from sar_gen.ui.told import told
+from tests import fake
 
 VALUES = {
     "checkpoint": "sar-mini", "strategy": "foundation", "prompt": "a SAR image of forest", "negative": "", "count": 2,
@@ -211,3 +212,19 @@ def test_presets_belong_to_the_studio(settings):
     for preset in presets:
         assert preset["reference"] in known
         assert spec.polarisation_of(preset["prompt"]) == "VV"
+
+
+def test_a_page_that_is_loaded_again_offers_what_was_dropped_in(settings, tmp_path):
+    settings = dataclasses.replace(settings, checkpoint_folders=(tmp_path / "trained",))
+    (tmp_path / "trained").mkdir()
+    before = with_choices(settings, "sar-mini", gr.skip(), gr.skip())
+    folder = tmp_path / "trained" / "mine"
+    fake.weights(folder / "unet" / "diffusion_pytorch_model.safetensors", {fake.UNET_KEY: (8, 2048)})
+    (folder / "card.toml").write_text('id = "mine"\nbase = "sar-mini"\ntitle = "Mine"\n')
+    after = with_choices(settings, "sar-mini", "mine", gr.skip())
+    assert [c for c in after["checkpoint"].choices if c not in before["checkpoint"].choices] == [("Mine", "mine")]
+    assert [value for _, value in after["strategy"].choices] == ["foundation", "unet-full"]
+    assert after["checkpoint"].value == "mine"
+    # What is shown is kept: an update holds only what it was given.
+    assert "value" not in before["checkpoint"].constructor_args
+    assert with_choices(settings, "gone", gr.skip(), gr.skip()).keys() == {"checkpoint"}

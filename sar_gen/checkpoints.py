@@ -27,7 +27,7 @@ from sar_gen.deltas import check_base
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import sha256_of, write_atomic
 from sar_gen.settings import Settings
-from sar_gen.strategies import DEFAULT_TOKEN, strategy, strategy_of_parts
+from sar_gen.strategies import DEFAULT_TOKEN, strategy, strategy_of_parts, with_token
 from sar_gen.weights import Family, weight_files
 
 Kind = Literal["pipeline", "strategy", "lora"]
@@ -152,8 +152,15 @@ class CheckpointSpec:
         """Return the reference set that shows the ground of a prompt: the first listed one with a word in it."""
         return _first_named(prompt, self.reference_words)
 
+    def prompt_for(self, prompt: str) -> str:
+        """Return the prompt as the model gets it: with the learned token, where there is one.
+
+        So one prompt serves every strategy on a base, and a comparison of strategies compares nothing else.
+        """
+        return prompt if self.token is None else with_token(prompt, self.token)
+
     def prompt_warnings(self, prompt: str) -> list[str]:
-        """Return why a prompt should be changed: combinations to avoid, a learned token that is not in it."""
+        """Return what to know about a prompt: combinations to avoid, a learned token that is put into it."""
         found = [
             avoid.reason
             for avoid in self.avoid
@@ -161,7 +168,7 @@ class CheckpointSpec:
         ]
         if self.token is not None and self.token not in prompt:
             found.append(
-                f"The learned token {self.token} is not in the prompt; write it, as trained, to make use of it."
+                f"The learned token {self.token} was put into the prompt, as trained: '{self.prompt_for(prompt)}'."
             )
         return found
 

@@ -326,7 +326,7 @@ class Engine:
 
                 generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
                 arguments: dict[str, Any] = {
-                    "prompt": [request.prompt] * size,
+                    "prompt": [spec.prompt_for(request.prompt)] * size,
                     # None, not "": the unconditional branch of some checkpoints is zeros, which only None selects.
                     "negative_prompt": [request.negative] * size if request.negative else None,
                     "num_inference_steps": request.steps,

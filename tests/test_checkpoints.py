@@ -119,7 +119,8 @@ def test_every_example_names_its_polarisation_rightly(embedded):
 
 def test_a_learned_token_that_is_not_in_the_prompt_is_mentioned(embedded):
     spec = dataclasses.replace(embedded, token="<SAR>")
-    assert "The learned token <SAR> is not in the prompt" in spec.prompt_warnings("a <sar> forest")[0]
+    assert "put into the prompt, as trained: '<SAR> a <sar> forest'" in spec.prompt_warnings("a <sar> forest")[0]
+    assert spec.prompt_for("a SAR image of forest") == "a <SAR> image of forest"
     assert spec.prompt_warnings("a <SAR> forest") == []
 
 

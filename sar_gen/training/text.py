@@ -101,15 +101,17 @@ def make_text(
         raise InputError(f"The size {size!r} is unknown; choose {' or '.join(SIZES)}.")
     device, sizes = resolve_device(device), SIZES[size]
     plan = plan or Plan(steps=STEPS[size])
-    words = text_corpus.stored_words(work / WORDS, sizes.common) if words is None else list(words)
+    words = text_corpus.stored_words(work / WORDS, sizes.known) if words is None else list(words)
     load = (lambda: text_corpus.load_teacher(device)) if teacher is None else (lambda: teacher)
     ask = text_corpus.StoredTeacher(work / VECTORS, load, say)
     written = list(dict.fromkeys(captions))
     exclude = [text for text in SCENES if " " in text]
-    corpus = text_corpus.build_corpus(words, written, scenes=sizes.scenes, exclude=exclude, seed=plan.seed)
+    near = text_corpus.near_scenes(words, ask, sizes.near)
+    words = words[: sizes.common]
+    corpus = text_corpus.build_corpus(words, written, near=near, scenes=sizes.scenes, exclude=exclude, seed=plan.seed)
     vectors = ask(corpus.texts)
     scenes = (*text_corpus.NOUN_LIST, *text_corpus.MODIFIER_LIST)
-    tokenizer = build_tokenizer(text_model.weighted_words(words, scenes, written), sizes)
+    tokenizer = build_tokenizer(text_model.weighted_words(words, near, scenes, written), sizes)
     run = _begin(sizes, tokenizer, plan, ask, corpus, device)
     identity = identity_of(plan, sizes, corpus)
     if resume and (work / STATE).is_file():

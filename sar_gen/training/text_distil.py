@@ -60,7 +60,7 @@ class Plan:
     warmup: int = 50
     structure: float = 10.0
     pads_every: int = 8
-    shares: tuple[float, float, float, float] = (0.3, 0.2, 0.4, 0.1)
+    shares: tuple[float, float, float, float] = (0.25, 0.15, 0.5, 0.1)
     seed: int = 0
 
 

@@ -184,8 +184,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return JSON data: how far the student agrees with the teacher.
 
-    - ``held_out.words`` and ``held_out.phrases``: Spearman's correlation of pairwise similarities by output, of (at
-      most ``most``) words that no text held and phrases of known words.
+    - ``held_out``: Spearman's correlation of pairwise similarities by output, of (at most ``most``) texts of each kind
+      in ``Corpus.held_out``.
     - ``classes``: share of the scene words outside the captions whose nearest class is the teacher's
       (``agreement``), and is one that a reader accepts (``accepted``; the teacher's own is ``teacher_accepted``).
     - ``shown``: the nearest classes of some words. ``scales``: see ``text_model.scales``.

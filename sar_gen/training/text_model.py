@@ -38,6 +38,8 @@ class TextSize:
         heads: of their attention.
         projection: width of the pooled output.
         common: common English words in the corpus.
+        known: English words that are looked through for ones near the scene vocabulary.
+        near: how many of those the corpus holds.
         scenes: phrases of the scene vocabulary in the corpus.
     """
 
@@ -47,6 +49,8 @@ class TextSize:
     heads: tuple[int, int]
     projection: int
     common: int
+    known: int
+    near: int
     scenes: int
 
     @property
@@ -56,8 +60,8 @@ class TextSize:
 
 
 SIZES = {
-    "mini": TextSize(7168, (192, 256), (3, 4), (3, 4), 256, common=24_000, scenes=20_000),
-    "tiny": TextSize(700, (32, 48), (2, 2), (2, 3), 32, common=200, scenes=200),
+    "mini": TextSize(7168, (192, 256), (3, 4), (3, 4), 256, common=24_000, known=60_000, near=4_000, scenes=20_000),
+    "tiny": TextSize(700, (32, 48), (2, 2), (2, 3), 32, common=200, known=300, near=20, scenes=200),
 }
 """``mini``: 7.8 million parameters, 3.2 of them in the tables of tokens: a word of its own is worth more here than
 another layer. Each width holds the main axes of the teacher's 384, and the two encoders err differently. ``tiny`` is
@@ -104,12 +108,22 @@ def build_tokenizer(texts: Iterable[str], size: TextSize) -> Any:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
 
 
-def weighted_words(words: Sequence[str], scenes: Sequence[str], written: Sequence[str]) -> Iterator[str]:
-    """Yield texts for ``build_tokenizer``: words by rank (Zipf's law), scene words often, captions as they are."""
+def weighted_words(
+    words: Sequence[str], near: Sequence[str], scenes: Sequence[str], written: Sequence[str]
+) -> Iterator[str]:
+    """Yield texts for ``build_tokenizer``.
+
+    Args:
+        words: common words, most common first; the more common, the more often (Zipf's law).
+        near: words near scenes; a little more.
+        scenes: words of scenes; much more.
+        written: captions, once each.
+    """
     for rank, word in enumerate(words, 1):
         yield from (word for _ in range(2 + 20_000 // (rank + 10)))
-    for text in scenes:
-        yield from (text for _ in range(60))
+    for texts, times in ((near, 8), (scenes, 60)):
+        for text in texts:
+            yield from (text for _ in range(times))
     yield from written
 
 

@@ -43,7 +43,7 @@ def bag_of_words(texts):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer(text_model.weighted_words(WORDS[:50], WORDS, WRITTEN), SIZE)
+    return build_tokenizer(text_model.weighted_words(WORDS[:50], [], WORDS, WRITTEN), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +137,22 @@ def test_no_text_of_the_corpus_holds_what_is_held_out(corpus):
 
 def test_held_out_words_are_in_no_text():
     words = [f"qu{'abcdefghij'[i // 100]}{'abcdefghij'[i // 10 % 10]}{'abcdefghij'[i % 10]}" for i in range(1000)]
-    made = build_corpus([*(["land"] * 1000), *words], WRITTEN, scenes=10)
-    unseen = set(made.held_out["words"])
+    near = [word.replace("q", "z") for word in words]
+    made = build_corpus([*(["land"] * 1000), *words], WRITTEN, scenes=10, near=near)
+    unseen, unseen_near = (set(made.held_out[kind]) for kind in ("words", "scene words"))
     assert 5 < len(unseen) < 50  # one in fifty
-    assert not unseen & {word for text in made.texts for word in captions.words(text)}
+    assert 25 < len(unseen_near) < 100  # one in twenty
     assert unseen < set(words)
+    assert unseen_near < set(near)
+    assert not (unseen | unseen_near) & {word for text in made.texts for word in captions.words(text)}
+    assert set(near) - unseen_near <= set(made.texts)
+
+
+def test_words_near_scenes_are_found():
+    def teacher(texts):
+        return np.array([[text in ("forest", "woody"), text == "half", 1.0] for text in texts], np.float32)
+
+    assert text_corpus.near_scenes(["some", "woody", "forest", "half"], teacher, 2) == ["woody", "some"]
 
 
 def test_corpus_is_the_same_again_and_another_with_another_seed(corpus):

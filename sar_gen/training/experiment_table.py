@@ -368,7 +368,7 @@ def _unseen_table(
         beside = [row for row in rows if not row["without"] and row["strategy"] in names]
         for row in [*own, *beside]:
             known = ((row["evaluation"] or {}).get("classes", {})).get(terrain)
-            cells = ["not run"] * 7 if known is None else _cells(known)
+            cells = ["not run"] * 8 if known is None else _cells(known)
             lines.append(_line([terrain, f"`{row['row']}`", *cells]))
     return lines
 

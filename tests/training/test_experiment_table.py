@@ -1,0 +1,130 @@
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sar_gen.training import experiment_table as table
+from sar_gen.training.evaluation import TEXTURES
+
+
+def distance(value, floor=0.1, spread=0.001):
+    ratio = value / floor
+    return {"value": value, "train": floor, "splits": None, "spread": spread, "floor": floor, "ratio": ratio,
+            "holds": ratio <= 1.2}  # fmt: skip
+
+
+def measured(value, spread=0.001, agreement=0.5):
+    texture = {"generated": 8.0, "train": 9.0, "reference": 8.5, "interval": [7.65, 9.9], "holds": True}
+    return {
+        "wasserstein1": distance(value, spread=spread),
+        "kl_divergence": distance(2 * value, spread=spread),
+        "texture": {name: {**texture, "distance": distance(value, spread=spread)} for name in TEXTURES},
+        "agreement": {"value": agreement, "floor": 0.5, "ratio": agreement / 0.5, "spread": 0.01, "within": True},
+        "copies": {"highest": 0.4, "median": 0.2, "real_highest": 0.5, "above": 0, "nearest": "a", "patch": 0},
+        "holds": value <= 0.12,
+    }
+
+
+def row(name, values, without=None, **options):
+    classes = {terrain: measured(value, **options) for terrain, value in values.items()}
+    text = name if without is None else f"{name} without {without}"
+    return {
+        "row": text, "strategy": name, "title": name, "without": without, "status": "done" if values else "not run",
+        "training": {"trainable": {"unet": 1000}, "peak_memory": 10**9, "seconds": 60.0, "bytes": 5_000_000},
+        "evaluation": {"classes": classes} if values else None,
+    }  # fmt: skip
+
+
+def verdicts(rows):
+    return {f["finding"]: [p["verdict"] for p in f["parts"]] for f in table.findings(rows)}
+
+
+def test_scores_are_shares_of_the_floor():
+    one = row("hybrid", {"forest": 0.05, "river": 0.2})
+    assert table.scores(one, "wasserstein1") == {
+        "forest": pytest.approx((0.5, 0.01)), "river": pytest.approx((2.0, 0.01))
+    }  # fmt: skip
+    assert table.mean_score(one, "wasserstein1") == pytest.approx(1.25)
+    assert table.mean_score(one, "texture") == pytest.approx(1.25)
+    assert table.mean_score(row("hybrid", {}), "wasserstein1") is None
+
+
+def test_rows_are_compared_on_the_terrains_that_both_have():
+    one = row("unet-full", {"forest": 0.05, "river": 0.2})
+    other = row("unet-lora", {"forest": 0.08, "gorge": 0.01})
+    found = table.compare_rows(one, other, "wasserstein1")
+    assert (found.first, found.second) == pytest.approx((0.5, 0.8))
+    assert found.deviation == pytest.approx(math.hypot(0.01, 0.01))
+    assert (found.terrains, found.nearer) == (1, 1)
+    assert found.verdict == "yes"
+    assert table.compare_rows(other, one, "wasserstein1").verdict == "no"
+    near = row("unet-lora", {"forest": 0.051})
+    assert table.compare_rows(one, near, "wasserstein1").verdict == "cannot be told"
+    assert table.compare_rows(one, row("token", {"gorge": 1.0}), "wasserstein1") is None
+
+
+def test_findings_follow_the_numbers():
+    rows = [
+        row("base", {"forest": 0.5, "river": 0.5}),
+        row("hybrid", {"forest": 0.05, "river": 0.05}, agreement=0.4),
+        row("unet-full", {"forest": 0.06, "river": 0.06}),
+        row("unet-lora", {"forest": 0.2, "river": 0.2}),
+        row("unet-full+te-full", {"forest": 0.06, "river": 0.06}, agreement=0.4),
+        row("hybrid+vae-decoder", {"forest": 0.01, "river": 0.01}),
+        row("hybrid", {"river": 0.11}, without="river"),
+        row("unet-lora", {"river": 0.3}, without="river"),
+        row("unet-full", {}, without="river"),
+    ]
+    best, whole, prompts, unseen = verdicts(rows).values()
+    assert best == ["yes", "yes", "yes", "cannot be told"]
+    assert whole == ["yes", "yes", "yes"]
+    assert prompts == ["yes"]
+    # the hybrid within 1.2 floors, the LoRA nearer than the base but beyond them
+    assert unseen == ["yes", "yes", "no", "no", "not run", "not run"]
+    worse = [row("hybrid", {"forest": 0.2}, agreement=0.6), row("unet-lora", {"forest": 0.1}), rows[4]]
+    best, whole, prompts = verdicts(worse).values()
+    assert best == ["no", "no", "no", "no"]
+    assert whole == ["not run"] * 3
+    assert prompts == ["no"]
+
+
+def report(rows):
+    return {
+        "title": "A comparison", "size": "toy", "base": None, "resolution": 64, "encoding": "root", "vae_left_out": [],
+        "polarisation": "VV", "device": "CPU", "precision": "no", "evaluation": {"patches": 4},
+        "foundation": {"text": {"seconds": 60.0}, "vae": None, "base": None},
+        "real": {"classes": {"forest": [6, 3], "river": [6, 3]}}, "rows": rows, "credit": ["Somebody."],
+        "findings": table.findings(rows),
+    }  # fmt: skip
+
+
+def test_markdown_says_what_was_not_run_and_what_holds():
+    rows = [
+        row("base", {"forest": 0.5, "river": 0.11}),
+        row("hybrid", {}),
+        row("hybrid", {"river": 0.3}, without="river"),
+    ]
+    text = table.markdown(report(rows))
+    assert "Not run yet, or not to the end: hybrid." in text
+    assert "**Toy size" in text
+    assert "| `base` | 0.500 (5.00) | **0.110 (1.10)** |" in text
+    assert "| `hybrid` | not run | not run |" in text
+    assert "| river | `hybrid without river` | 0.300 (3.00) |" in text
+    assert "trained on SAR of all terrains, river too" in text
+    assert "| real, train | 9 | 9 |" in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 11
+    for lines in tables:  # as many cells in each line
+        assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_sheet_is_as_bright_as_its_patches():
+    dark, bright = np.full((64, 64), 0.1, np.float32), np.full((64, 64), 0.9, np.float32)
+    data = table.sheet(
+        [("real", {"forest": [dark, dark], "river": [bright]}), ("hybrid", {"forest": [bright]})], ["forest", "river"]
+    )
+    picture = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+    shares = [float((np.abs(picture.astype(int) - round(255 * level)) <= 1).mean()) for level in (0.1, 0.9)]
+    assert min(shares) > 0.05

@@ -11,7 +11,8 @@ A strategy folder holds what differs from its base, every file optional but at l
     text_encoder/delta.safetensors                    (the format is in ``sar_gen.deltas``); one made from a VAE that
     text_encoder_2/delta.safetensors                  changes decoder.* and post_quant_conv.* only leaves the encoder
     vae/delta.safetensors
-    vae/pytorch_lora_weights.safetensors              LoRA on the VAE decoder (keys decoder.….lora_A.weight, lora_B)
+    vae/pytorch_lora_weights.safetensors              LoRA on the VAE decoder (keys decoder.….lora_A.weight, lora_B,
+                                                      and .alpha; post_quant_conv too)
     pytorch_lora_weights.safetensors                  LoRA, keys unet.…, text_encoder.…, text_encoder_2.…
     token.safetensors                                 clip_l (rows, width 1) and, for SDXL, clip_g (rows, width 2)
     scheduler/scheduler_config.json                   when another noise schedule was trained
@@ -377,7 +378,7 @@ def _check_vae_lora(path: Path) -> None:
     names = {key.removesuffix(".lora_A.weight") for key in keys if key.endswith(".lora_A.weight")}
     rest = keys - {f"{n}.lora_{x}.weight" for n in names for x in "AB"} - {f"{n}.alpha" for n in names}
     lacking = [name for name in names if f"{name}.lora_B.weight" not in keys]
-    if not names or rest or lacking or not all(name.startswith(VAE_DECODER) for name in names):
+    if not names or rest or lacking or not all(f"{name}.".startswith(VAE_DECODER) for name in names):
         raise InputError(
             f"vae/{path.name} should hold pairs decoder.….lora_A.weight and lora_B.weight (and .alpha); "
             f"{_listed(sorted(rest) or lacking or ['its keys'])} do not fit."

@@ -492,10 +492,37 @@ class PipelineHolder:
         self._parts["token"] = BASE
 
     def _add_lora(self, path: Path, parts: tuple[str, ...]) -> None:
-        """Put a LoRA on, and check that each of its layers has found its place (diffusers only warns)."""
-        self._pipe.load_lora_weights(
-            path.parent, weight_name=path.name, adapter_name=ADAPTER, use_safetensors=True, local_files_only=True
+        """Put a LoRA on, and check that each of its layers has found its place (diffusers only warns).
+
+        The steps are those of the pipeline's ``load_lora_weights`` but one: diffusers' training scripts write the
+        attention layers as ``.lora.down`` and all others as ``.lora_A``, and reading such a file it goes by the first
+        key alone and drops what is named the other way.
+        """
+        pipe = self._pipe
+        tensors, alphas, metadata = pipe.lora_state_dict(
+            path.parent,
+            weight_name=path.name,
+            use_safetensors=True,
+            local_files_only=True,
+            unet_config=pipe.unet.config,
+            return_lora_metadata=True,
         )
+        if not all("lora" in key for key in tensors):
+            raise InputError(f"the LoRA {path.name} holds more than a LoRA's matrices")
+        options = {
+            "network_alphas": alphas,
+            "adapter_name": ADAPTER,
+            "metadata": metadata,
+            "_pipeline": pipe,
+            "low_cpu_mem_usage": True,  # the matrices of a new layer are not drawn first
+        }
+        tensors = {_peft_name(key): tensor for key, tensor in tensors.items()}
+        pipe.load_lora_into_unet(tensors, unet=pipe.unet, **options)
+        for encoder in folders.TOKEN_KEYS.values():
+            if getattr(pipe, encoder, None) is not None:
+                pipe.load_lora_into_text_encoder(
+                    tensors, text_encoder=getattr(pipe, encoder), prefix=encoder, lora_scale=pipe.lora_scale, **options
+                )
         wanted = sum(any(mark in key for mark in _UP) for key in read_header(path).tensors)
         found = sum(_lora_layers(getattr(self._pipe, part)) for part in parts)
         if found != wanted:
@@ -503,6 +530,13 @@ class PipelineHolder:
 
 
 _UP = (".lora_B.", ".lora.up.", ".lora_up.", ".lora_linear_layer.up.")
+
+
+def _peft_name(key: str) -> str:
+    """Return a UNet's key with PEFT's names of the two matrices; text encoders' keys are converted by diffusers."""
+    if not key.startswith("unet."):
+        return key
+    return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
 
 
 def copy_weights(module: torch.nn.Module, files: list[Path]) -> None:

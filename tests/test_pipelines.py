@@ -286,6 +286,128 @@ def test_a_lora_is_the_product_of_its_matrices(tmp_path, holder, settings, catal
     assert np.allclose(_picture(holder.ensure(merged, catalogue, settings)), with_lora, atol=1e-4)
 
 
+def _trained_lora(folder, base, rank, alpha):
+    """Write a LoRA as diffusers' training scripts do, its configuration in the metadata; return PEFT's own tensors."""
+    from diffusers import StableDiffusionXLPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(base)
+    attention = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1"]
+    targets = {
+        "unet": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "conv1", "conv_shortcut", "downsamplers.0.conv"],
+        "text_encoder": attention,
+        "text_encoder_2": attention,
+    }
+    options, tensors = {}, {}
+    random = torch.Generator().manual_seed(3)
+    for part, names in targets.items():
+        module = getattr(pipe, part)
+        module.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), adapter_name="trained")
+        for name, parameter in module.named_parameters():
+            if "lora_" in name:
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=random)
+        state = get_peft_model_state_dict(module, adapter_name="trained")
+        tensors |= {f"{part}.{name}": tensor.clone() for name, tensor in state.items()}
+        config = module.peft_config["trained"].to_dict()
+        options[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(state)
+        options[f"{part}_lora_adapter_metadata"] = {
+            name: sorted(value) if isinstance(value, set) else value for name, value in config.items()
+        }
+    pipe.save_lora_weights(folder, **options)
+    return tensors
+
+
+def _layer_inputs(layer, random):
+    weight = layer.weight
+    if weight.dim() == 2:
+        return torch.randn(5, weight.shape[1], generator=random)
+    return torch.randn(1, weight.shape[1], 8, 8, generator=random)
+
+
+def test_alpha_over_rank_of_the_metadata_scales_every_layer_also_convolutions(tmp_path, holder, settings, catalogue):
+    """alpha = 2 rank: each layer gives what W + 2 B A gives (arXiv 2106.09685), in the UNet and both text encoders."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tensors = _trained_lora(tmp_path / "lora", settings.checkpoints / "base", rank=4, alpha=8)
+    path = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    assert "lora_adapter_metadata" in json.dumps(pipelines.read_header(path).metadata)
+    spec = dataclasses.replace(catalogue[_id("unet-lora")], kind="lora", path=path)
+    pipe = holder.ensure(spec, catalogue, settings)
+    random = torch.Generator().manual_seed(4)
+    kinds, seen = set(), 0
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        for name, layer in getattr(pipe, part).named_modules():
+            if not isinstance(layer, BaseTunerLayer):
+                continue
+            seen += 1
+            a, b = (tensors[f"{part}.{name}.lora_{letter}.weight"] for letter in "AB")
+            original = layer.get_base_layer()
+            added = (b.flatten(1) @ a.flatten(1)).reshape(original.weight.shape)
+            merged = original.weight + 2.0 * added
+            x = _layer_inputs(original, random)
+            with torch.no_grad():
+                if merged.dim() == 2:
+                    wanted = torch.nn.functional.linear(x, merged, original.bias)
+                else:
+                    options = {"stride": original.stride, "padding": original.padding}
+                    wanted = torch.nn.functional.conv2d(x, merged, original.bias, **options)
+                torch.testing.assert_close(layer(x), wanted, atol=1e-4, rtol=1e-4)
+            kinds.add((part, tuple(merged.shape[2:]), getattr(original, "stride", None)))
+    assert seen == len(tensors) // 2
+    assert {("unet", (3, 3), (1, 1)), ("unet", (3, 3), (2, 2)), ("unet", (1, 1), (1, 1)), ("unet", (), None)} <= kinds
+
+
+def test_the_picture_of_a_lora_with_alpha_equals_that_of_merged_weights(tmp_path, holder, settings, catalogue):
+    tensors = _trained_lora(tmp_path / "lora", settings.checkpoints / "base", rank=2, alpha=4)
+    with_lora = _picture(holder.ensure(_on_base(catalogue, tmp_path / "lora", "lora"), catalogue, settings))
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        whole = load_file(settings.checkpoints / "base" / part / tiny.WEIGHTS[part])
+        names = {key.removeprefix("text_model."): key for key in whole}
+        for key, down in tensors.items():
+            if key.startswith(f"{part}.") and key.endswith(".lora_A.weight"):
+                name = key.removeprefix(f"{part}.").removesuffix(".lora_A.weight").removeprefix("text_model.")
+                up, place = tensors[key.replace("lora_A", "lora_B")], names[f"{name}.weight"]
+                whole[place] = whole[place] + 2.0 * (up.flatten(1) @ down.flatten(1)).reshape(whole[place].shape)
+        (tmp_path / "merged" / part).mkdir(parents=True)
+        save_file(whole, tmp_path / "merged" / part / tiny.WEIGHTS[part])
+    merged = _picture(holder.ensure(_on_base(catalogue, tmp_path / "merged", "merged"), catalogue, settings))
+    assert np.allclose(with_lora, merged, atol=1e-4)
+    plain = _picture(holder.ensure(catalogue["base"], catalogue, settings))
+    assert np.abs(with_lora - plain).max() > 0.01
+
+
+def _on_base(catalogue, folder, id):
+    return dataclasses.replace(catalogue[_id("unet-full")], id=id, kind="strategy", path=folder, sha256={})
+
+
+@pytest.mark.parametrize("alpha", [None, 4.0])
+def test_a_vae_lora_of_every_kind_of_layer_is_exact(tmp_path, holder, settings, catalogue, alpha):
+    """W + (alpha / rank) B A for linear layers and convolutions; alpha is the rank where the file gives none."""
+    random = torch.Generator().manual_seed(5)
+    base = load_file(settings.checkpoints / "base" / "vae" / tiny.WEIGHTS["vae"])
+    tensors, expected = {}, {}
+    for key, weight in base.items():
+        if not key.startswith(("decoder.", "post_quant_conv.")) or weight.dim() < 2 or not key.endswith(".weight"):
+            continue
+        name, (out, into, *kernel) = key.removesuffix(".weight"), weight.shape
+        a = torch.randn(2, into, *kernel, generator=random)
+        b = torch.randn(out, 2, *(1 for _ in kernel), generator=random)
+        tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+        if alpha is not None:
+            tensors[f"{name}.alpha"] = torch.tensor(alpha)
+        scale = 1.0 if alpha is None else alpha / 2
+        expected[key] = weight + scale * torch.einsum("or,ri...->oi...", b.flatten(1), a)
+    (tmp_path / "vae").mkdir()
+    save_file(tensors, tmp_path / "vae" / "pytorch_lora_weights.safetensors")
+    pipe = holder.ensure(_on_base(catalogue, tmp_path, "decoder"), catalogue, settings)
+    found = pipe.vae.state_dict()
+    assert {weight.dim() for weight in expected.values()} == {2, 4}
+    for key, weight in base.items():
+        torch.testing.assert_close(found[key], expected.get(key, weight), atol=1e-5, rtol=1e-5)
+
+
 def test_a_vae_lora_is_the_product_of_its_matrices_times_alpha_over_rank(holder, settings, catalogue):
     pipe = holder.ensure(catalogue[_id("vae-decoder-lora")], catalogue, settings)
     lora = load_file(settings.checkpoints / _id("vae-decoder-lora") / "vae" / "pytorch_lora_weights.safetensors")

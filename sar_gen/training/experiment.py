@@ -61,6 +61,8 @@ Say = Callable[[str], None]
 Stop = Callable[[], bool]
 WITHOUT = " without "
 BASE = "base"
+CONFIGS = Path(__file__).resolve().parent / "configs"
+"""Settings that ship: ``experiment-embedded.toml`` for one H100, ``experiment-toy.toml`` for a CPU."""
 LEAST = 0.2
 """Minutes that must be left for a stage to be begun: loading a pipeline takes a part of that."""
 
@@ -220,6 +222,9 @@ class Experiment:
             settings, home=config.work / "home", checkpoints=config.work / "checkpoints", runs=config.work / "outputs"
         )
         self._data = sha256_of(self.manifest)
+        if not config.made:
+            self._base_spec()
+        self.text_options: dict[str, Any] = {}  # of training.text.make_text: another teacher, other words
         self._engine: Any = None
         self._clip: Any = None
         self._real: RealSet | None = None
@@ -326,7 +331,7 @@ class Experiment:
                 self.say(f"{stage.name} begins" + ("." if left is None else f", {left:.1f} minutes left."))
                 if not self._do(stage, left, lambda: clock.over or stop()):
                     break
-                self.write_table()
+                self.write_table(pictures=False)
         finally:
             if self._engine is not None:
                 self._engine.close()
@@ -374,8 +379,9 @@ class Experiment:
         from sar_gen.training import foundation
 
         return foundation.text_stage(
-            self.config.foundation, self.manifest, self._foundation, device=self._device(), minutes=left, say=self.say
-        )
+            self.config.foundation, self.manifest, self._foundation, device=self._device(), minutes=left,
+            say=self.say, **self.text_options,
+        )  # fmt: skip
 
     def _vae(self, stage: Stage, left: float | None, stop: Stop) -> dict[str, Any] | None:
         from sar_gen.training import foundation
@@ -566,14 +572,14 @@ class Experiment:
         report["findings"] = experiment_table.findings(rows)
         return report
 
-    def write_table(self) -> dict[str, Any]:
+    def write_table(self, pictures: bool = True) -> dict[str, Any]:
         """Write ``table.json``, ``table.md`` and the pictures to the output folder; return the report."""
         report = self.report()
         output = self.config.output
         text = json.dumps(report, indent=1, allow_nan=False, default=str)
         write_atomic(output / "table.json", (text + "\n").encode())
         write_atomic(output / "table.md", experiment_table.markdown(report).encode())
-        if any(row["status"] == "done" for row in report["rows"]):
+        if pictures and any(row["status"] == "done" for row in report["rows"]):
             for name, picture in experiment_table.sheets(report, self.real(), self.patches).items():
                 write_atomic(output / name, picture)
         return report

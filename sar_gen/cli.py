@@ -12,6 +12,7 @@ import typer
 
 from sar_gen import checkpoints as catalogue_module
 from sar_gen import references as reference_module
+from sar_gen.cli_bench import bench
 from sar_gen.cli_common import (
     BandOption,
     Encoding,
@@ -67,6 +68,7 @@ runs_app = typer.Typer(help="What was made.", invoke_without_command=True)
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(references_app, name="references")
 app.add_typer(runs_app, name="runs")
+app.command()(bench)
 
 
 def main() -> None:
@@ -207,31 +209,6 @@ def compare(
     _print_patches(found)
     if sets is not None:
         print(sets.text)
-
-
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(help="What to measure: generate or quality.")] = "generate",
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure the studio against the plain way on this machine, in one run."""
-    from sar_gen.bench import BENCHES
-
-    if name not in BENCHES:
-        raise InputError(f"There is no bench {name!r}; choose one of {', '.join(BENCHES)}.")
-    results = BENCHES[name](_settings(device=device))
-    if as_json:
-        print_json([result.to_json() for result in results])
-        return
-    for result in results:
-        print(f"{result.title}; {result.rounds} rounds")
-        rows = [("way", "median s", "from", "to", "ratio")]
-        rows += [
-            (t.name, f"{t.median:.3f}", f"{t.low:.3f}", f"{t.high:.3f}", f"{result.ratio[t.name]:.3f}")
-            for t in result.timings
-        ]
-        table(rows)
 
 
 @checkpoints_app.callback()

@@ -28,6 +28,7 @@ from sar_gen.cli_common import (
     table,
 )
 from sar_gen.cli_references import references_app
+from sar_gen.cli_training import add_commands
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import write_atomic
 from sar_gen.patches import Patch, PixelMeaning, read_folder, read_patch, read_tiles
@@ -68,6 +69,7 @@ runs_app = typer.Typer(help="What was made.", invoke_without_command=True)
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(references_app, name="references")
 app.add_typer(runs_app, name="runs")
+add_commands(app)
 app.command()(bench)
 
 

@@ -52,8 +52,8 @@ class PatchRow:
         source: the file that the patch was cut from.
         row: of the patch's first pixel in ``source``.
         column: of the patch's first pixel in ``source``.
-        optical: co-registered optical picture of all of ``source``, relative to the manifest; its pixels may be a
-            whole number of times as coarse.
+        optical: co-registered optical picture of all of ``file``, relative to the manifest; its pixels may be a whole
+            number of times as coarse.
     """
 
     key: str

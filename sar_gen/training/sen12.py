@@ -2,7 +2,7 @@
 
 ``prepare_sen12`` writes a manifest only: its rows point into the source's own pictures, which are never encoded again.
 The folders with them are linked into the data set's folder, so that every path stays below it. ``pack`` copies
-manifest and pictures into a folder of at most so many bytes, to be carried to another machine; nothing is linked there.
+manifest and pictures into a folder of at most so many bytes, to be carried to another machine, without links.
 
 - SAR: VV patches as they are, in decibels over grey (scale ``S1_VV``); VH scenes in crops of 256 pixels that overlap
   by half, linear (scale ``S1_VH``).
@@ -135,9 +135,7 @@ def pack(manifest: Path, out: Path, limit: int = PACK_BYTES, without: Sequence[s
             break
     else:
         left = f" without {', '.join(plan)}" if plan else ""
-        raise InputError(
-            f"{path.parent} has {total / 2**20:.1f} MiB{left}, over {limit / 2**20:.1f}; raise the limit."
-        )
+        raise InputError(f"{path.parent} has {total / 2**20:.1f} MiB{left}, over {limit / 2**20:.1f}; raise it.")
     for name in sorted(files):
         target = out / name
         try:

@@ -258,7 +258,7 @@ class RealClass:
     """The real patches of one terrain, of one polarisation.
 
     Attributes:
-        train: statistics of the train split.
+        train: statistics of the train and validation splits.
         reference: statistics of the reference split.
         patches: amplitudes of the reference split.
         reached: ``(n,)`` best correlation of each of them with a training patch.
@@ -295,7 +295,10 @@ class RealSet:
 def real_set(
     patches: Iterable[RealPatch], *, polarisation: str | None = None, device: str = "cpu", copies: bool = True
 ) -> RealSet:
-    """Measure real patches of the splits ``train`` and ``reference``; others are left out. Some 20 ms a patch.
+    """Measure real patches, some 20 ms each.
+
+    What is not of the ``reference`` split is on the train side of the floors, the ``validation`` split too, which was
+    taken from the train patches; copies are looked for among the ``train`` patches only.
 
     Args:
         patches: of one polarisation and one scale, all of one size or larger.
@@ -306,26 +309,25 @@ def real_set(
     Raises:
         InputError: a terrain has patches in one of the two splits only.
     """
-    rows: dict[str, dict[str, list[RealPatch]]] = {}
+    rows: dict[str, list[RealPatch]] = {}
     measured: dict[str, dict[str, list[PatchStatistics]]] = {}
     training, names = [], []
     for patch in patches:
-        if patch.split not in ("train", "reference"):
-            continue
-        kept = rows.setdefault(patch.terrain, {"train": [], "reference": []})
+        side = "reference" if patch.split == "reference" else "train"
+        kept = rows.setdefault(patch.terrain, [])
         sides = measured.setdefault(patch.terrain, {"train": [], "reference": []})
-        sides[patch.split].append(patch_statistics([patch.amplitude], [patch.group]))
+        sides[side].append(patch_statistics([patch.amplitude], [patch.group]))
         if patch.split == "train":
             training.append(averaged(patch.amplitude))
             names.append(patch.name)
-        else:
-            kept["reference"].append(patch)
+        elif patch.split == "reference":
+            kept.append(patch)
     classes = {}
     for terrain, sides in sorted(measured.items()):
         for split, found in sides.items():
             if not found:
                 raise InputError(f"The terrain {terrain!r} has no patch of the split {split!r}; prepare both splits.")
-        amplitudes = tuple(patch.amplitude for patch in rows[terrain]["reference"])
+        amplitudes = tuple(patch.amplitude for patch in rows[terrain])
         reached = nearest_crops(amplitudes, training, device=device)[0] if copies else np.zeros(0)
         classes[terrain] = RealClass(concat(sides["train"]), concat(sides["reference"]), amplitudes, reached)
     if not classes:

@@ -473,9 +473,11 @@ class Experiment:
 
     def _read_real(self) -> RealSet:
         from sar_gen.training.foundation import centre, open_split
+        from sar_gen.training.manifest import read_manifest
 
         side, patches = self._side(), []
-        for split in ("train", "reference"):
+        splits = {row.split for row in read_manifest(self.manifest) if row.modality == "sar"}
+        for split in sorted(splits):
             data = open_split(self.manifest, split, "sar", side)
             for index, row in enumerate(data.rows):
                 fits = self.config.polarisation is None or row.polarisation == self.config.polarisation

@@ -127,7 +127,7 @@ def real():
 
 def test_real_set_keeps_splits_apart(real):
     assert list(real.classes) == ["forest", "river"]
-    assert (len(real.classes["forest"].train), len(real.classes["forest"].reference)) == (5, 3)
+    assert (len(real.classes["forest"].train), len(real.classes["forest"].reference)) == (6, 3)
     assert len(real.training) == 10
     assert real.training[0].shape == (32, 32)
     assert real.names[5] == "river-3"

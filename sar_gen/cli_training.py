@@ -20,6 +20,7 @@ from sar_gen.cli_common import (
     print_json,
     table,
 )
+from sar_gen.cli_experiment import experiment
 from sar_gen.errors import InputError
 from sar_gen.settings import Settings
 
@@ -27,6 +28,7 @@ from sar_gen.settings import Settings
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of training to the command line."""
     app.command()(prepare)
+    app.command()(experiment)
 
 
 def prepare(
@@ -95,10 +97,11 @@ def prepare(
         raise InputError("Only --sen12 packs pictures; leave out --pack.")
     if groups not in ("block", "image", "acquisition"):
         raise InputError(f"The groups {groups!r} are unknown; choose block, image or acquisition.")
+    chosen = cast(Any, None if encoding is None else encoding.value)
     options = PrepareOptions(
-        tile=tile, stride=stride, scale=_scale(scale), encoding=cast(Any, None if encoding is None else encoding.value),
-        db_range=db_range, band=band_of(band), nodata=nodata, polarisation=polarisation, groups=cast(Any, groups), block=block,
-        gap=gap, split=split, captions=captions, optical=optical, shards=shards, parquet=parquet, seed=seed,
+        tile=tile, stride=stride, scale=_scale(scale), encoding=chosen, db_range=db_range, band=band_of(band),
+        nodata=nodata, polarisation=polarisation, groups=cast(Any, groups), block=block, gap=gap, split=split,
+        captions=captions, optical=optical, shards=shards, parquet=parquet, seed=seed,
     )  # fmt: skip
     rate = Rate(("Cutting",), "patches")
     made = make(

@@ -26,7 +26,7 @@ from sar_gen.training.manifest import PatchRow, manifest_path, read_manifest
 from sar_gen.training.row_pixels import finished_pixels, read_pixels, stored_pixels
 from sar_gen.training.shards import ShardDataset
 
-__all__ = ["Batch", "Dataset", "ShardDataset", "batch_indices", "open_dataset", "read_pixels"]
+__all__ = ["Batch", "Dataset", "ShardDataset", "batch_indices", "open_dataset", "open_manifest", "read_pixels"]
 
 CACHE_BYTES = 2**30
 """Of the pixels of a data set that are kept in memory as their files hold them (8-bit grey: 16,000 patches of 256 x
@@ -43,16 +43,24 @@ def open_dataset(
         config: which patches, and what is done to them.
         resolution: largest side of a crop, pixels.
         seed: of order, crops, captions and flips.
-        crop_places: where larger patches are cropped; ``None``: in the centre where latents are cached, or at
-            random.
+        crop_places: where larger patches are cropped; ``None``: in the centre where latents are cached, or at random.
 
     Raises:
         InputError: the manifest or the shards are not usable, or no patch is left.
     """
-    places: CropPlaces = crop_places or ("random" if config.cache == "none" else "centre")
     if config.shards is not None:
-        return ShardDataset(config, resolution, seed, places)
-    assert config.manifest is not None
+        return ShardDataset(config, resolution, seed, _places(config, crop_places))
+    return open_manifest(config, resolution, seed, crop_places)
+
+
+def open_manifest(config: DataConfig, resolution: int, seed: int, crop_places: CropPlaces | None = None) -> Dataset:
+    """Open a data set that has a manifest, as ``open_dataset``, for what needs its rows.
+
+    Raises:
+        InputError: it is one of shards, its manifest is not usable, or no patch is left.
+    """
+    if config.manifest is None:
+        raise InputError("Streamed shards have no list of their patches, which is needed here; give data.manifest.")
     manifest = manifest_path(config.manifest)
     every = read_manifest(manifest)
     known = {row.terrain for row in every}
@@ -73,7 +81,7 @@ def open_dataset(
             f"{manifest} has no {config.modality} patch in the split {config.split!r} to train on; it has "
             f"{', '.join(f'{count} {kind}' for kind, count in sorted(found.items()))}."
         )
-    return Dataset(rows, manifest.parent, config, resolution, seed, places)
+    return Dataset(rows, manifest.parent, config, resolution, seed, _places(config, crop_places))
 
 
 class Dataset:
@@ -161,6 +169,10 @@ class Dataset:
             tuple(one.caption for one in draws),
             tuple(row.terrain for row in rows),
         )
+
+
+def _places(config: DataConfig, crop_places: CropPlaces | None) -> CropPlaces:
+    return crop_places or ("random" if config.cache == "none" else "centre")
 
 
 # Which patches -----------------------------------------------------------------------------------------------------

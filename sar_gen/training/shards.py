@@ -273,9 +273,15 @@ def read_index(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the entries of ``shards.json`` by file, those whose file is there with the size that it had."""
     try:
         entries = json.loads((folder / INDEX).read_text())["shards"]
-        return {entry["file"]: entry for entry in entries if (folder / entry["file"]).stat().st_size == entry["bytes"]}
+        sizes = {entry["file"]: int(entry["bytes"]) for entry in entries}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+    there = {name: folder / name for name in sizes if (folder / name).is_file()}
+    return {
+        entry["file"]: entry
+        for entry in entries
+        if entry["file"] in there and there[entry["file"]].stat().st_size == entry["bytes"]
+    }
 
 
 def _indexed(shards: Sequence[Path]) -> dict[Path, Counter[Kind]]:

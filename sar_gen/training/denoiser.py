@@ -144,17 +144,19 @@ class TextSource:
             found[key] = tokens.input_ids.to(self._device)
         return found
 
+    @torch.no_grad()
+    def _encoded(self, caption: str) -> torch.Tensor:
+        """Return context and pooled output of one caption as one row of numbers."""
+        text = {**self._ids([caption]), "kept": torch.ones(1, device=self._device)}
+        made = encode_text(self._pipe.text_encoder, self._second, text)
+        return torch.cat([value.flatten() for value in made.values()])
+
     def _cached(self, captions: Sequence[str]) -> Text:
         assert self._cache is not None
 
         def make(rows: list[int]) -> list[torch.Tensor]:
             every = [*self._places]
-            with torch.no_grad():
-                ids = self._ids([every[row] for row in rows])
-                keep = torch.ones(len(rows), device=self._device)
-                made = encode_text(self._pipe.text_encoder, self._second, {**ids, "kept": keep})
-            flat = [made["context"].flatten(1), *([made["pooled"]] if "pooled" in made else [])]
-            return list(torch.cat(flat, dim=1))
+            return [self._encoded(every[row]) for row in rows]  # one at a time, as latents are
 
         flat = torch.stack(self._cache.get([self._places[caption] for caption in captions], make))
         length = self._pipe.tokenizer.model_max_length
@@ -261,8 +263,13 @@ class LatentSource:
             posterior = self._posterior(pixels)
         else:
             place = {row: i for i, row in enumerate(rows)}
-            kept = self._cache.get(rows, lambda missing: list(self._posterior(pixels[[place[r] for r in missing]])))
-            posterior = torch.stack(kept).to(self._device, torch.float32)
+
+            def make(missing: list[int]) -> list[torch.Tensor]:
+                # One at a time: a product's last bits depend on what else is in the batch, and a run that goes on
+                # meets the patches in other company.
+                return [self._posterior(pixels[[place[row]]])[0] for row in missing]
+
+            posterior = torch.stack(self._cache.get(rows, make)).to(self._device, torch.float32)
         mean, spread = posterior[:, 0], posterior[:, 1]
         noise = torch.randn(mean.shape, generator=generator, device=self._device)
         return scaled(self._vae, mean + spread * noise)

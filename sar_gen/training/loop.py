@@ -13,7 +13,7 @@ import dataclasses
 import json
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ import torch
 
 from sar_gen.amplitude import to_model
 from sar_gen.errors import InputError
+from sar_gen.files import sha256_of
+from sar_gen.folders import read_json
 from sar_gen.pipelines import resolve_device
 from sar_gen.settings import Settings
 from sar_gen.training.config import DenoiserConfig, TrainingConfig
@@ -41,11 +43,14 @@ from sar_gen.training.parts import (
 )
 from sar_gen.training.rates import rate
 from sar_gen.training.state import Clock, Journal, check_same_run, latest, read_journal, save_state
+from sar_gen.training.validation import reference_of, validate
 
 Say = Callable[[str], None]
 Stop = Callable[[], bool]
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRAINED, AVERAGED = "trained.safetensors", "averaged.safetensors"
+FOLDED = 512
+"""Patches that the scale of a trained encoder's latents is taken from."""
 FLUSH = 10
 """Steps between looks at the losses: each look waits for the device."""
 
@@ -104,8 +109,11 @@ def train(
     check_inputs(config, base)
     resolution = config.data.resolution or base.spec.resolution
     data = open_dataset(config.data, resolution, config.run.seed)
+    scheduler = read_json(base.folder / "scheduler" / "scheduler_config.json")
+    schedule = noise_schedule(scheduler, config.denoiser.prediction, config.denoiser.zero_terminal_snr)
+    if config.run.validate_every:
+        reference_of(config, resolution, settings)
     pipe = load_pipeline(base)
-    schedule = noise_schedule(pipe.scheduler.config, config.denoiser.prediction, config.denoiser.zero_terminal_snr)
     record = {**dataclasses.asdict(config), "base_files": _stamps(base)}
     vae_folder: Path | None = None
     modes = config.row.trained(base.spec.family)
@@ -114,14 +122,16 @@ def train(
         from sar_gen.training import vae as vae_training
 
         work = config.work / "vae"
-        check_same_run(work, record, resume=resume)
         found = vae_training.train_vae(
             config, pipe.vae, config.row, data, work=work, resume=resume, minutes=minutes, say=say, stop=stop,
             encoding=base.spec.model_encoding, device=device,
         )  # fmt: skip
-        counts |= found.trainable
+        counts["vae"] = found.trainable
         if not found.finished:
-            return TrainingResult(False, 0, config.denoiser.steps, None, clock.seconds, counts, found.peak_memory, ())
+            peak = peak_memory(device)
+            return TrainingResult(False, 0, config.denoiser.steps, None, clock.seconds, counts, peak, ())
+        if config.row.vae_encoder != "frozen":
+            fold_latents(pipe.vae, data, base.spec.model_encoding, config.vae.crop)
         vae_folder = config.work / "vae-trained"
         vae_training.save_vae(pipe.vae, config.row, vae_folder, _type(config))
     run = None
@@ -131,8 +141,7 @@ def train(
         finished = run.go(resume=resume, clock=clock, say=say, stop=stop)
         if not finished:
             return run.result(None, clock, counts)
-        run.use_averages()
-    parts = run.parts if run else Parts(pipe, base.spec.family, config.row)
+    parts = run.whole_parts() if run else Parts(pipe, base.spec.family, config.row)
     folder = config.output
     if run is None or run.accelerator.is_main_process:
         _write(config, base, parts, schedule, vae_folder)
@@ -158,12 +167,34 @@ def check_inputs(config: TrainingConfig, base: Base) -> None:
             raise InputError(f"lora.{part} has no use: the strategy {config.strategy!r} has no LoRA there; remove it.")
     if data.cache != "none" and data.flips:
         raise InputError("Flipped patches have other latents, which are not kept: set data.cache = 'none'.")
+    if data.shards is not None and any(part.startswith("vae") for part in modes):
+        raise InputError("The VAE is trained on random crops of a manifest's patches; give data.manifest, not shards.")
     if data.shards is not None and data.cache == "disk":
         raise InputError("Latents of streamed shards are not kept on disk; set data.cache to 'memory' or 'none'.")
     if config.whole and any(mode in ("lora", "learned") for mode in modes.values()):
         raise InputError("A whole pipeline is written of parts that are trained whole; LoRAs and tokens go on a base.")
     if config.whole and config.output.exists() and config.output.resolve() == base.folder.resolve():
         raise InputError(f"{config.output} is the base itself; give another output.")
+
+
+def fold_latents(vae: Any, data: Dataset | ShardDataset, encoding: str, crop: int) -> None:
+    """Bring the latents of a VAE whose encoder was trained back to the scale that the denoiser knows (``training.vae``).
+
+    The scale is that of one crop each of up to ``FOLDED`` patches, spread evenly over the data.
+    """
+    from sar_gen.training.vae import fold_latent_scale, latent_scale
+
+    assert isinstance(data, Dataset)
+    count = min(FOLDED, len(data))
+
+    def pictures() -> Iterator[torch.Tensor]:
+        for i in range(count):
+            place = i * len(data) // count
+            pixels = data.pixels(place)[:crop, :crop]
+            grey = to_model(pixels, encoding) if data.rows[place].modality == "sar" else pixels
+            yield torch.from_numpy(grey).expand(1, 3, *grey.shape) * 2 - 1
+
+    fold_latent_scale(vae, *latent_scale(vae, pictures()))
 
 
 class _Run:
@@ -196,7 +227,11 @@ class _Run:
             kwargs_handlers=[kwargs],
         )
         self.device = self.accelerator.device
-        self.parts = put_on(pipe, base.spec.family, config.row, config, dtype)
+        self._sharded = self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED")
+        if self._sharded and options.ema:
+            raise InputError("denoiser.ema needs whole parameters on each process; set it to 0 here.")
+        # What is sharded together has one dtype; accelerate's own policy casts it for the computation.
+        self.parts = put_on(pipe, base.spec.family, config.row, config, torch.float32 if self._sharded else dtype)
         trains_text = self.parts.trains_text
         for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
             if getattr(pipe, part, None) is not None:
@@ -217,11 +252,6 @@ class _Run:
             cache=None if trains_text else self._text_cache(pipe),
             captions=() if trains_text else self._captions(),
         )
-        self._sharded = self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED")
-        if self._sharded and self.averages is not None:
-            raise InputError(
-                "denoiser.ema needs whole parameters on each process; set it to 0 with FSDP or DeepSpeed."
-            )
         if not self._sharded:
             self.accelerator.register_save_state_pre_hook(self._save)
             self.accelerator.register_load_state_pre_hook(self._load)
@@ -269,10 +299,22 @@ class _Run:
         steps = self.config.denoiser.steps
         return TrainingResult(folder is not None, self.step, steps, folder, clock.seconds, counts, peak, losses)
 
-    def use_averages(self) -> None:
-        """Put the averaged weights in the place of the last ones, where there are any."""
+    def whole_parts(self) -> Parts:
+        """Return the trained parts to be written: averaged where asked for, whole where they are spread out.
+
+        Every process has to call it.
+        """
         if self.averages is not None:
             self.averages.copy_to(list(self.parts.parameters()))
+        if not self._sharded:
+            return self.parts
+        state = self.accelerator.get_state_dict(self.module)
+        if not self.accelerator.is_main_process:
+            return self.parts
+        pipe = load_pipeline(self.base)
+        parts = put_on(pipe, self.base.spec.family, self.config.row, self.config, torch.float32)
+        Denoiser(pipe, trains_text=parts.trains_text).load_state_dict(state)
+        return parts
 
     def _step(self, batches: Any) -> torch.Tensor:
         """Make one step of the optimiser and return its mean loss, on the device."""
@@ -367,8 +409,6 @@ class _Run:
 
     def _validate(self, journal: Journal, say: Say) -> None:
         if self.accelerator.is_main_process:
-            from sar_gen.training.validation import validate
-
             parameters = list(self.parts.parameters())
             if self.averages is not None:
                 self.averages.store(parameters)
@@ -516,8 +556,6 @@ def _stamps(base: Base) -> list[Any]:
 
 
 def _digest(folder: Path | None) -> str:
-    from sar_gen.files import sha256_of
-
     if folder is None:
         return ""
     return json.dumps({path.name: sha256_of(path) for path in sorted(folder.rglob("*.safetensors"))})

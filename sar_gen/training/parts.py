@@ -317,7 +317,6 @@ def _write_parts(folder: Path, parts: Parts, dtype: torch.dtype) -> None:
 
 def _write_loras(folder: Path, pipe: Any, names: Sequence[str]) -> None:
     """Write the LoRAs of several parts as one file, with their configuration (rank, alpha) in its metadata."""
-    from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
     if not names:
@@ -327,7 +326,7 @@ def _write_loras(folder: Path, pipe: Any, names: Sequence[str]) -> None:
         module = getattr(pipe, part)
         state = get_peft_model_state_dict(module, adapter_name=ADAPTER, save_embedding_layers=False)
         state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-        options[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(state)
+        options[f"{part}_lora_layers"] = state
         options[f"{part}_lora_adapter_metadata"] = _plain_config(module.peft_config[ADAPTER])
     pipe.save_lora_weights(folder, weight_name=folders.LORA_FILE, safe_serialization=True, **options)
 

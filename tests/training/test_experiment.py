@@ -231,3 +231,36 @@ def test_a_base_of_the_catalogue_may_be_used(tmp_path, manifest):
     assert [row["status"] for row in report["rows"]] == ["done", "done"]
     with pytest.raises(InputError, match="unknown"):
         experiment(configured(tmp_path, manifest, base="other"), settings)
+
+
+def test_the_command_lists_and_says_what_is_wrong(finished, monkeypatch, capsys, tmp_path):
+    from sar_gen import cli
+
+    root = finished["root"]
+    file = root / "experiment.toml"
+    import tomlkit
+
+    file.write_text(tomlkit.dumps({**TABLE, "data": str(finished["config"].data), "work": "work", "output": "output"}))
+    monkeypatch.setenv("SAR_GEN_DEVICE", "cpu")
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["sar_gen", "experiment", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code
+        found = capsys.readouterr()
+        return status, found.out, found.err
+
+    status, out, _ = call(str(file), "--list")
+    assert status == 0
+    assert out.splitlines()[1].split()[:2] == ["text", "done"]
+    status, out, _ = call(str(file), "--json")
+    assert status == 0
+    assert {row["status"] for row in json.loads(out)["rows"]} == {"done"}
+    status, _, err = call(str(file), "--list", "--only", "token")
+    assert (status, err.strip()) == (2, f"There is no row 'token'; the rows are {', '.join(ROWS)}.")
+    status, _, err = call(str(file), "--list", "--data", str(tmp_path))
+    assert status == 2
+    assert str(tmp_path) in err

@@ -264,7 +264,7 @@ def _run(row: Row, plan: Plan, device: str, folder: Path) -> dict[str, Any]:
     import torch
 
     started = time.monotonic()
-    with _clean(device):
+    with _clean(device, row.compiled):
         try:
             found = check(row, plan, device, folder) if row.kind == "check" else measure(row, plan, device, folder)
         except torch.OutOfMemoryError as error:
@@ -694,7 +694,7 @@ def _empty(device: str) -> None:
 
 
 @contextmanager
-def _clean(device: str) -> Iterator[None]:
+def _clean(device: str, compiled: bool) -> Iterator[None]:
     """Leave nothing of a row: accelerate keeps one state a process, which also fixes the precision."""
     import torch
     from accelerate.state import AcceleratorState, GradientState
@@ -702,7 +702,8 @@ def _clean(device: str) -> Iterator[None]:
     def reset() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        torch.compiler.reset()
+        if compiled:
+            torch.compiler.reset()
         _empty(device)
 
     reset()

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tomlkit
 import torch
 
 from sar_gen.errors import SarGenError
 from sar_gen.files import describe_os_error
 from sar_gen.pipelines import quiet_diffusers
-from sar_gen.training.parts import write_card
-from sar_gen.training.state import replace_folder
 
 Size = Literal["full", "tiny"]
 VOCABULARY = 49408
@@ -185,20 +185,10 @@ def make_sdxl(
         make_tokenizer(padding="!").save_pretrained(beside / "tokenizer_2")
         _scheduler().save_pretrained(beside / "scheduler")
         (beside / "model_index.json").write_text(json.dumps(_index(), indent=1), encoding="utf-8")
-        write_card(
-            beside,
-            {
-                "id": folder.name,
-                "title": f"Random weights, SDXL, {size}",
-                "family": "sdxl",
-                "strategy": "base",
-                "resolution": SHAPES[size].resolution,
-                "amplitude_encoding": "unknown",
-                "training_data": "none: random weights",
-                "warnings": ["Its weights are random; it makes noise."],
-            },
-        )
-        replace_folder(beside, folder)
+        (beside / "card.toml").write_text(tomlkit.dumps(_card(folder.name, size)), encoding="utf-8")
+        # Not flushed to the disk first, as what was trained is: gigabytes that are made again in seconds.
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
     except OSError as error:
         raise SarGenError(describe_os_error(folder, error)) from error
     return folder
@@ -234,6 +224,19 @@ def _scheduler() -> Any:
     return quiet_diffusers().EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
     )
+
+
+def _card(name: str, size: Size) -> dict[str, Any]:
+    return {
+        "id": name,
+        "title": f"Random weights, SDXL, {size}",
+        "family": "sdxl",
+        "strategy": "base",
+        "resolution": SHAPES[size].resolution,
+        "amplitude_encoding": "unknown",
+        "training_data": "none: random weights",
+        "warnings": ["Its weights are random; it makes noise."],
+    }
 
 
 def _index() -> dict[str, Any]:

@@ -8,7 +8,9 @@ have not been run are listed as such.
 
 A row is a strategy (``hybrid``), trained on the SAR of every terrain and measured on each; or a strategy without a
 terrain (``hybrid without river``): trained on the SAR of the others and measured on that one, whose pictures the base
-has seen in optical only. The row ``base`` is trained on no SAR at all, so it is unseen on every terrain.
+has seen in optical only. The row ``base`` is trained on no SAR at all, so it is unseen on every terrain. A row
+``hybrid, 8-bit delta`` is the row ``hybrid`` as a quantised delta on the base (``sar_gen.deltas``), measured with the
+same seeds.
 
 The work folder holds::
 
@@ -60,6 +62,7 @@ from sar_gen.training.state import Clock
 Say = Callable[[str], None]
 Stop = Callable[[], bool]
 WITHOUT = " without "
+DELTA = re.compile(r",\s*([48])-bit delta$")
 BASE = "base"
 CONFIGS = Path(__file__).resolve().parent / "configs"
 """Settings that ship: ``experiment-embedded.toml`` for one H100, ``experiment-toy.toml`` for a CPU."""
@@ -156,11 +159,18 @@ class ExperimentConfig:
                 raise ValueError("the base is trained on no SAR at all: 'base' alone is its row, for every terrain")
             if strategy(name).from_scratch:
                 raise ValueError(f"{name!r} is not trained on a base")
+            delta = delta_of(row)
+            if delta and (delta[0] not in self.rows[: self.rows.index(row)] or not _has_whole_part(name)):
+                raise ValueError(f"{row!r} needs the row {delta[0]!r} before it, with a part that is trained whole")
 
     @property
     def made(self) -> bool:
         """Whether the base is made here."""
         return self.base is None
+
+
+def _has_whole_part(name: str) -> bool:
+    return "full" in strategy(name).trained().values()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +179,7 @@ class Stage:
 
     Attributes:
         name: stable; ``hybrid: training``.
-        kind: ``text``, ``vae``, ``base``, ``real``, ``training`` or ``evaluation``.
+        kind: ``text``, ``vae``, ``base``, ``real``, ``training``, ``delta`` or ``evaluation``.
         row: that it belongs to; empty for what all rows need.
         done: it is finished.
         seconds: spent on it so far.
@@ -191,8 +201,18 @@ class Stage:
 
 def split_row(row: str) -> tuple[str, str | None]:
     """Return strategy and left-out terrain of a row."""
-    name, _, terrain = row.partition(WITHOUT)
+    name, _, terrain = DELTA.sub("", row).partition(WITHOUT)
     return name.strip(), terrain.strip() or None
+
+
+def delta_of(row: str) -> tuple[str, int] | None:
+    """Return which row this one is a delta of, and with how many bits; ``None`` where it is none.
+
+    >>> delta_of("hybrid, 8-bit delta")
+    ('hybrid', 8)
+    """
+    found = DELTA.search(row)
+    return (row[: found.start()].strip(), int(found[1])) if found else None
 
 
 def slug_of(name: str) -> str:
@@ -245,7 +265,9 @@ class Experiment:
         for row in self.config.rows:
             if only and row not in only:
                 continue
-            if split_row(row)[0] != BASE:
+            if delta_of(row):
+                found.append(Stage(f"{row}: quantising", "delta", row))
+            elif split_row(row)[0] != BASE:
                 found.append(Stage(f"{row}: training", "training", row))
             found.append(Stage(f"{row}: evaluation", "evaluation", row))
         return self._estimated([self._looked_at(stage) for stage in found])
@@ -290,8 +312,12 @@ class Experiment:
                dataclasses.asdict(config.tuning.denoiser_of(name))]  # fmt: skip
         if any(part.startswith("vae") for part in strategy(name).trained()):
             own.append(tuning["vae"])
-        training = [base, self._data, run, name, terrain, own]
+        training: list[Any] = [base, self._data, run, name, terrain, own]
         if stage.kind == "training":
+            return digest_of(training)
+        if delta_of(stage.row):
+            training = [training, delta_of(stage.row)]
+        if stage.kind == "delta":
             return digest_of(training)
         return digest_of([training if name != BASE else base, real, dataclasses.asdict(config.evaluation)])
 
@@ -348,12 +374,12 @@ class Experiment:
         spent = before.get("seconds", 0.0) if before.get("digest") == self._digest(stage) else 0.0
         work = {
             "text": self._text, "vae": self._vae, "base": self._base, "real": self._measure_real,
-            "training": self._train, "evaluation": self._evaluate,
+            "training": self._train, "delta": self._quantise, "evaluation": self._evaluate,
         }  # fmt: skip
         if stage.kind in ("text", "vae", "base", "training"):
             if self._engine is not None:
                 self._engine.free()
-            reset_peak_memory()
+            fresh_start(compiled=self.config.run.compile)
         found = work[stage.kind](stage, left, stop)
         seconds = spent + time.monotonic() - started
         data = {"stage": stage.name, "digest": self._digest(stage), "done": found is not None, "seconds": seconds}
@@ -462,6 +488,26 @@ class Experiment:
             "bytes": sum(path.stat().st_size for path in files),
         }
 
+    def _quantise(self, stage: Stage, left: float | None, stop: Stop) -> dict[str, Any] | None:
+        from sar_gen.deltas import make_deltas
+        from sar_gen.training.parts import write_card
+
+        delta = delta_of(stage.row)
+        assert delta is not None
+        base = checkpoints.local_folder(self._base_spec(), self.settings)
+        trained, out = (self.settings.checkpoints / slug_of(row) for row in (delta[0], stage.row))
+        if not trained.is_dir():
+            raise InputError(f"The row {delta[0]!r} is not trained yet; run it before its delta.")
+        shutil.rmtree(out, ignore_errors=True)
+        reports = make_deltas(base, trained, out, delta[1])
+        card = checkpoints.read_card(out / "card.toml")
+        title = f"{card.get('title', delta[0])}, {delta[1]}-bit delta"
+        write_card(out, {**{k: v for k, v in card.items() if k != "sha256"}, "id": out.name, "title": title})
+        return {
+            "parts": [dataclasses.asdict(report) for report in reports],
+            "bytes": sum(path.stat().st_size for path in out.rglob("*.safetensors")),
+        }
+
     def _measure_real(self, stage: Stage, left: float | None, stop: Stop) -> dict[str, Any] | None:
         real = self._read_real()
         save_real(self.config.work / "real", real)
@@ -544,13 +590,14 @@ class Experiment:
         rows = []
         for row in self.config.rows:
             name, terrain = split_row(row)
-            training = result(f"{row}: training")
+            training = result(f"{row}: quantising" if delta_of(row) else f"{row}: training")
             evaluation = result(f"{row}: evaluation")
-            begun = any(by_name[n].seconds for n in (f"{row}: training", f"{row}: evaluation") if n in by_name)
+            begun = any(stage.seconds for stage in stages if stage.row == row)
             status = "done" if evaluation else "trained" if training else "begun" if begun else "not run"
             rows.append(
                 {"row": row, "strategy": name, "title": STRATEGIES.get(name, strategy(name)).title,
-                 "without": terrain, "status": status, "training": training, "evaluation": evaluation}
+                 "without": terrain, "delta": delta_of(row), "status": status, "training": training,
+                 "evaluation": evaluation}
             )  # fmt: skip
         config = self.config
         foundation = {name: result(name) for name in ("text", "vae", "base")} if config.made else None
@@ -638,13 +685,19 @@ def load_real(folder: Path) -> RealSet:
     return RealSet(classes, training, tuple(facts["names"]), facts["polarisation"])
 
 
-def reset_peak_memory() -> None:
-    """Begin the count of peak memory anew, so that it is of one stage: CUDA's, and the process's where Linux can."""
+def fresh_start(*, compiled: bool) -> None:
+    """Make a stage independent of those before it: peak memory counts anew, and so do compiled programs.
+
+    CUDA's peak is torch's, that of the process is reset where Linux can. torch gives up compiling a function after
+    some versions of it, and each row is another one; what was compiled stays in its cache on disk.
+    """
     import gc
 
     import torch
 
     gc.collect()
+    if compiled:
+        torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -134,6 +134,11 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             [_suffices("hybrid", "unet-full+te-full", known)],
         ),
     ]
+    for row in rows:
+        if row["delta"]:
+            whole, bits = row["delta"]
+            parts = [_suffices(row["row"], whole, known, measure) for measure in MEASURES]
+            found.append(_finding(f"A delta of {bits} bits measures like the weights that it is made of", parts))
     unseen = [row for row in rows if row["without"]]
     terrains = list(dict.fromkeys(row["without"] for row in unseen))
     for terrain in terrains:
@@ -159,7 +164,9 @@ def _part(measure: str, verdict: str, words: str) -> dict[str, Any]:
 def _is_rival(row: Mapping[str, Any]) -> bool:
     """Whether a row may be called better than the hybrid: it has its VAE, and was trained on SAR of every terrain."""
     modes = strategy(row["strategy"]).trained()
-    return not row["without"] and bool(modes) and not any(part.startswith("vae") for part in modes)
+    return (
+        not row["without"] and not row["delta"] and bool(modes) and not any(part.startswith("vae") for part in modes)
+    )
 
 
 def _best(name: str, known: Mapping[str, Mapping[str, Any]], measure: str) -> dict[str, Any]:
@@ -182,14 +189,16 @@ def _pair(first: str, second: str, known: Mapping[str, Mapping[str, Any]], measu
     return _part(MEASURES[measure], found.verdict, f"{first} and {second}: {found.words}")
 
 
-def _suffices(first: str, second: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _suffices(
+    first: str, second: str, known: Mapping[str, Mapping[str, Any]], measure: str = "agreement"
+) -> dict[str, Any]:
     """Say whether the first is no worse: it holds unless the second is nearer by more than chance."""
-    found = compare_rows(known.get(first, {}), known.get(second, {}), "agreement")
+    found = compare_rows(known.get(first, {}), known.get(second, {}), measure)
     if found is None:
-        return _part(MEASURES["agreement"], "not run", "")
+        return _part(MEASURES[measure], "not run", "")
     verdict = "no" if found.verdict == "no" else "yes"
     reason = ", no difference beyond chance" if found.verdict == "cannot be told" else ""
-    return _part(MEASURES["agreement"], verdict, f"{first} and {second}: {found.words}{reason}")
+    return _part(MEASURES[measure], verdict, f"{first} and {second}: {found.words}{reason}")
 
 
 def _unseen(name: str, terrain: str, known: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -259,6 +268,11 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
         f"Base: size {report['size']}, {report['resolution']} pixels, trained on optical pictures only; the model "
         f"works on the encoding {report['encoding']!r} of SAR."
     )
+    if foundation["base"]:
+        files = ", ".join(
+            f"{name.split('/')[0]} {size / 1e6:.1f}" for name, size in foundation["base"]["bytes"].items()
+        )
+        lines.append(f"Its files in MB: {files}.")
     done = [f"{name} {found['seconds'] / 60:.1f}" for name, found in foundation.items() if found]
     if done:
         lines.append(f"Minutes: {', '.join(done)}.")
@@ -292,7 +306,7 @@ def _strategies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     parts = [
         f"- `{row['row']}`: " + ", ".join(f"{part} {count:,}" for part, count in row["training"]["trainable"].items())
         for row in rows
-        if row["training"]
+        if row["training"] and "trainable" in row["training"]
     ]
     note = [
         "",

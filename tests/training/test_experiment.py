@@ -11,6 +11,7 @@ from sar_gen.training.config import check_config, read_config
 from sar_gen.training.experiment import (
     Experiment,
     ExperimentConfig,
+    delta_of,
     listing,
     load_real,
     save_real,
@@ -20,7 +21,7 @@ from sar_gen.training.experiment import (
 from tests import tiny
 from tests.training.ground import WORDS, bag_of_words, write_ground
 
-ROWS = ["base", "hybrid", "unet-lora without river", "token+vae-decoder"]
+ROWS = ["base", "hybrid", "hybrid, 8-bit delta", "unet-lora without river", "token+vae-decoder"]
 TABLE = {
     "rows": ROWS,
     "foundation": {
@@ -80,6 +81,9 @@ def finished(tmp_path_factory, manifest):
 def test_rows_and_their_ids():
     assert split_row("hybrid without river") == ("hybrid", "river")
     assert split_row("unet-full+te-lora") == ("unet-full+te-lora", None)
+    assert split_row("hybrid without river, 4-bit delta") == ("hybrid", "river")
+    assert delta_of("hybrid without river, 4-bit delta") == ("hybrid without river", 4)
+    assert delta_of("hybrid") is None
     assert slug_of("unet-full+te-lora without river") == "unet-full-te-lora-without-river"
 
 
@@ -91,6 +95,8 @@ def test_rows_and_their_ids():
         ({"rows": ["hybrids"]}, "strategy 'hybrids' is unknown"),
         ({"rows": ["base without river"]}, "no SAR at all"),
         ({"rows": ["foundation"]}, "not trained on a base"),
+        ({"rows": ["hybrid, 8-bit delta", "hybrid"]}, "needs the row 'hybrid' before it"),
+        ({"rows": ["token", "token, 4-bit delta"]}, "a part that is trained whole"),
         ({"tuning": {"changes": {"unet-lora": {"rate": 1}}}}, "tuning.changes.unet-lora has the unknown key 'rate'"),
         ({"row": ["hybrid"]}, "unknown key 'row'"),
     ],
@@ -142,7 +148,7 @@ def test_what_comes_out(finished):
     output = finished["root"] / "output"
     report = json.loads((output / "table.json").read_text())
     rows = {row["row"]: row for row in report["rows"]}
-    assert [row["status"] for row in report["rows"]] == ["done"] * 4
+    assert [row["status"] for row in report["rows"]] == ["done"] * 5
     assert set(rows["base"]["evaluation"]["classes"]) == {"forest", "river"}
     assert set(rows["unet-lora without river"]["evaluation"]["classes"]) == {"river"}
     assert rows["base"]["training"] is None
@@ -155,7 +161,12 @@ def test_what_comes_out(finished):
     assert rows["unet-lora without river"]["training"]["trainable"].keys() == {"unet"}
     assert (output / "strategies.png").read_bytes()[:4] == b"\x89PNG"
     assert (output / "unseen.png").read_bytes()[:4] == b"\x89PNG"
-    assert len(report["findings"]) == 4
+    assert len(report["findings"]) == 5
+    delta = rows["hybrid, 8-bit delta"]
+    assert [part["part"] for part in delta["training"]["parts"]] == ["unet"]
+    assert delta["training"]["bytes"] < rows["hybrid"]["training"]["bytes"]
+    near, whole = (rows[name]["evaluation"]["classes"]["forest"] for name in ("hybrid, 8-bit delta", "hybrid"))
+    assert near["wasserstein1"]["value"] == pytest.approx(whole["wasserstein1"]["value"], abs=2e-3)
     assert report["foundation"]["vae"]["reconstruction"]
 
 
@@ -163,7 +174,7 @@ def test_strategies_are_in_a_catalogue_of_their_own(finished):
     settings = dataclasses.replace(finished["settings"], checkpoints=finished["root"] / "work" / "checkpoints")
     found, problems = checkpoints.scan(settings)
     assert not problems
-    assert {"base", "hybrid", "unet-lora-without-river", "token-vae-decoder"} <= set(found)
+    assert {"base", "hybrid", "hybrid-8-bit-delta", "unet-lora-without-river", "token-vae-decoder"} <= set(found)
     assert found["hybrid"].token == "<SAR>"
     assert "without river" in found["unet-lora-without-river"].training_data
     made = json.loads((finished["root"] / "work" / "patches" / "hybrid" / "forest" / "made.json").read_text())
@@ -201,7 +212,7 @@ def test_without_time_nothing_is_begun(tmp_path, manifest):
     said = []
     made = experiment(configured(tmp_path, manifest), Settings(home=tmp_path, device="cpu"), said)
     assert made.run(minutes=0.01) is False
-    assert said == ["8 stages are left, the next is text; the same command goes on."] or "left" in said[-1]
+    assert said == ["13 stages are left, the next is text; the same command goes on."]
     assert "not run" in (tmp_path / "output" / "table.md").read_text()
 
 

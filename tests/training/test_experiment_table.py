@@ -31,7 +31,8 @@ def row(name, values, without=None, **options):
     classes = {terrain: measured(value, **options) for terrain, value in values.items()}
     text = name if without is None else f"{name} without {without}"
     return {
-        "row": text, "strategy": name, "title": name, "without": without, "status": "done" if values else "not run",
+        "row": text, "strategy": name, "title": name, "without": without, "delta": None,
+        "status": "done" if values else "not run",
         "training": {"trainable": {"unet": 1000}, "peak_memory": 10**9, "seconds": 60.0, "bytes": 5_000_000},
         "evaluation": {"classes": classes} if values else None,
     }  # fmt: skip
@@ -88,6 +89,18 @@ def test_findings_follow_the_numbers():
     assert best == ["no", "no", "no", "no"]
     assert whole == ["not run"] * 3
     assert prompts == ["no"]
+
+
+def test_a_delta_is_held_against_its_own_row():
+    rows = [row("hybrid", {"forest": 0.1}), row("hybrid", {"forest": 0.1005})]
+    rows[1] |= {"row": "hybrid, 4-bit delta", "delta": ("hybrid", 4)}
+    found = table.findings(rows)[3]
+    assert found["finding"] == "A delta of 4 bits measures like the weights that it is made of"
+    assert [part["verdict"] for part in found["parts"]] == ["yes"] * 4
+    rows[1]["evaluation"] = row("hybrid", {"forest": 0.2})["evaluation"]
+    assert [part["verdict"] for part in table.findings(rows)[3]["parts"]][:3] == ["no"] * 3
+    # and it is no rival of the hybrid
+    assert table.findings(rows)[0]["parts"][0]["verdict"] == "not run"
 
 
 def report(rows):

@@ -31,7 +31,7 @@ from sar_gen.strategies import LORA, Strategy
 from sar_gen.training import vae_losses
 from sar_gen.training.config import OptimiserConfig, TrainingConfig, VaeConfig
 from sar_gen.training.rates import rate
-from sar_gen.training.state import Clock, Journal, latest, read_journal, save_state
+from sar_gen.training.state import Clock, Journal, check_same_run, latest, read_journal, save_state
 
 ENCODER = ("encoder.", "quant_conv.")
 ADAPTER = "default"  # PEFT's name of the LoRA while it is trained
@@ -62,7 +62,7 @@ class VaeResult:
         seconds: of this call.
         losses: the weighted sum of the reconstruction's losses (all but the discriminator's), one a step of the run so
             far, earlier calls included.
-        trainable: number of trained parameters by part, ``vae_encoder`` and ``vae_decoder``.
+        trainable: number of trained parameters.
         peak_memory: most bytes held, by torch on a CUDA device, by the process on a CPU.
     """
 
@@ -70,7 +70,7 @@ class VaeResult:
     step: int
     seconds: float
     losses: tuple[float, ...]
-    trainable: dict[str, int]
+    trainable: int
     peak_memory: int
 
 
@@ -100,8 +100,7 @@ def train_vae(
         vae: AutoencoderKL; trained in float32. With a LoRA it gets a PEFT adapter.
         row: whose modes of encoder and decoder are followed.
         data: patches of one split; random crops of them, optical ones only where ``optical_share`` asks for them.
-        work: folder of states and journal, of the VAE alone; that it is of the same run is for the caller to check
-            (``state.check_same_run``).
+        work: folder of states and journal, of the VAE alone.
         encoding: of SAR pixels in the model's grey (``amplitude.to_model``); optical grey is taken as it is.
         resume: go on from the last state.
         minutes: budget of this call, after which a state is written.
@@ -110,7 +109,8 @@ def train_vae(
         device: ``cpu``; with ``auto`` or a CUDA device accelerate takes the one of its process.
 
     Raises:
-        InputError: nothing of the VAE is trained, no patch fits the crop, or an optional package is missing.
+        InputError: nothing of the VAE is trained, no patch fits the crop, ``work`` holds another run, or an optional
+            package is missing.
         SarGenError: a loss is not finite, or ``work`` cannot be written.
     """
     from diffusers.training_utils import EMAModel
@@ -122,6 +122,7 @@ def train_vae(
     if row.vae_decoder == "lora":
         lora_targets(config, vae)
     accelerator = _accelerator(config.run.precision, device)
+    check_same_run(work, _settings(config, row, encoding), resume=resume, lasting=bool(accelerator.is_main_process))
     torch.manual_seed(config.run.seed)
     vae.to(torch.float32)
     trained = put_trainable(vae, row, config)
@@ -148,13 +149,9 @@ def train_vae(
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     journal = Journal(work, start, tensorboard=config.run.tensorboard, write=bool(accelerator.is_main_process))
-    counts = {
-        part: sum(parameter.numel() for name, parameter in trained.items() if name.startswith(starts))
-        for part, starts in (("vae_encoder", ENCODER), ("vae_decoder", VAE_DECODER))
-    }
-    counts = {part: count for part, count in counts.items() if count}
+    count = sum(parameter.numel() for parameter in trained.values())
     done = f"steps {start + 1} to {settings.steps} of {batch} crops of {settings.crop} px"
-    say(f"VAE: {sum(counts.values()):,} trained parameters, {done}.")
+    say(f"VAE: {count:,} trained parameters, {done}.")
     try:
         for pixels in crops.batches(start, settings.steps, accelerator.process_index):
             if clock.over or stop():
@@ -180,7 +177,7 @@ def train_vae(
     if finished and average is not None:
         average.copy_to(trained.values())
     losses = tuple(line["loss"] for line in read_journal(work))
-    result = VaeResult(finished, step, clock.seconds, losses, counts, _peak_memory(accelerator.device))
+    result = VaeResult(finished, step, clock.seconds, losses, count, _peak_memory(accelerator.device))
     accelerator.free_memory()
     return result
 
@@ -515,6 +512,21 @@ def _register(accelerator: Any, trained: dict[str, nn.Parameter], critic: nn.Mod
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+def _settings(config: TrainingConfig, row: Strategy, encoding: str) -> dict[str, Any]:
+    """Return what all calls of one run share."""
+    lora = config.lora.get("vae_decoder")
+    return {
+        "base": config.base,
+        "strategy": row.name,
+        "encoding": encoding,
+        "vae": dataclasses.asdict(config.vae),
+        "data": dataclasses.asdict(config.data),
+        "lora": dataclasses.asdict(lora) if lora else None,
+        "seed": config.run.seed,
+        "precision": config.run.precision,
+    }
 
 
 def _peak_memory(device: torch.device) -> int:

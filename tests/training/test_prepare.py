@@ -81,7 +81,7 @@ def test_complex_signal_needs_no_encoding_and_gives_its_modulus(tmp_path):
 
 def test_sicd_is_cut_too(tmp_path):
     random = np.random.default_rng(0)
-    pixels = (random.normal(size=(70, 64)) + 1j * random.normal(size=(70, 64))).astype(np.complex64)
+    pixels = (random.normal(size=(70, 90)) + 1j * random.normal(size=(70, 90))).astype(np.complex64)
     write_sicd(tmp_path / "a.nitf", pixels, "RE32F_IM32F", polarisation="V:V")
     options = dataclasses.replace(OPTIONS, encoding=None, split=(1, 0, 0))
     assert prepare(tmp_path / "a.nitf", tmp_path / "out", options)["patches"] == 4
@@ -148,7 +148,9 @@ def test_what_is_cut_off_anywhere_goes_on_and_ends_the_same(tmp_path, monkeypatc
     monkeypatch.setattr(module, "write_atomic", failing)
     monkeypatch.setattr("sar_gen.training.shards.write_atomic", failing)
     stop = 3  # of each call: the plan, one step further, and the cut
-    for calls in range(60):
+    calls = 0
+    while calls < 60:
+        calls += 1
         writes.clear()
         try:
             summary = prepare(tmp_path / "in", tmp_path / "out", options)

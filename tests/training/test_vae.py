@@ -19,6 +19,7 @@ from sar_gen.errors import InputError
 from sar_gen.pipelines import PipelineHolder
 from sar_gen.settings import Settings
 from sar_gen.strategies import strategy
+from sar_gen.training import loop
 from sar_gen.training.config import TrainingConfig, VaeConfig, check_config
 from sar_gen.training.state import STATES
 from sar_gen.training.vae import (
@@ -350,6 +351,16 @@ def test_vaes_that_can_be_built() -> None:
         assert vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean.shape == (1, 16, 8, 8)
     with pytest.raises(InputError, match="unknown"):
         build_vae("huge")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["vae-decoder-lora", "vae-full"])
+def test_the_studios_training_writes_a_checkpoint(name: str, place: Any) -> None:
+    settings = place.config(name, vae={**QUICK, "steps": 2, "gan": 0.0})
+    result = loop.train(settings, place.settings, say=lambda _: None)
+    assert result.finished
+    catalogue, problems = scan(place.settings)
+    assert not problems
+    assert PipelineHolder().ensure(catalogue[name], catalogue, place.settings).vae is not None
 
 
 def _tiny_with(**changes: Any) -> Any:

@@ -571,6 +571,8 @@ def check(row: Row, plan: Plan, device: str, folder: Path) -> dict[str, Any]:
 
 def _round_as_saved(parts: Any) -> None:
     """Give a trained pipeline the numbers that its files hold, in float32, and make it ready to generate."""
+    import torch
+
     modes = parts.row.modes(parts.family)
     for name in ("unet", "text_encoder", "text_encoder_2"):
         module = getattr(parts.pipe, name)
@@ -579,7 +581,8 @@ def _round_as_saved(parts: Any) -> None:
             for parameter in module.parameters():
                 if parameter not in rows:
                     parameter.data = parameter.data.half()
-        module.float().eval()
+        # The core may keep a UNet channels last, for which there are other kernels with other last bits.
+        module.float().to(memory_format=torch.contiguous_format).eval()
 
 
 def _compared(parts: Any, loaded: Any, base: Path) -> dict[str, int]:
@@ -695,11 +698,14 @@ def _empty(device: str) -> None:
 
 @contextmanager
 def _clean(device: str, compiled: bool) -> Iterator[None]:
-    """Leave nothing of a row: accelerate keeps one state a process, which also fixes the precision."""
+    """Leave nothing of a row: accelerate keeps one state a process, the core may let the device use TF32."""
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
     def reset() -> None:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         if compiled:

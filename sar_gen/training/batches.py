@@ -31,7 +31,8 @@ class Batch:
     Attributes:
         keys: of the patches.
         indices: their places in ``Dataset.rows``; empty for streamed shards.
-        pixels: ``(n, height, width)`` float32 in [0, 1]: the studio's amplitude, or optical grey.
+        pixels: ``(n, height, width)`` float32 in [0, 1]: the studio's amplitude, or optical grey; ``(0, height,
+            width)`` where they were not to be read.
         captions: one of each patch's, or ``None`` where it is dropped or the patch has none.
         terrains: labels.
     """

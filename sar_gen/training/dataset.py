@@ -135,7 +135,16 @@ class Dataset:
                 self._kept[index] = values
         return finished_pixels(values, row)
 
-    def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def crops(self, indices: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Return the centre crops of patches, without flips: what latents that are kept are made of."""
+        found = []
+        for index in indices:
+            pixels, (height, width) = self.pixels(index), self._sizes[index]
+            top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+            found.append(pixels[top : top + height, left : left + width])
+        return found
+
+    def batches(self, start: int, stop: int, rank: int = 0, world: int = 1, *, read: bool = True) -> Iterator[Batch]:
         """Yield the batches of the steps ``start`` to ``stop`` (without it), read a little ahead in a thread.
 
         Args:
@@ -143,6 +152,7 @@ class Dataset:
             stop: the step after the last.
             rank: of this process.
             world: number of processes.
+            read: the pixels too; not where latents are kept.
 
         Raises:
             InputError: a file cannot be used.
@@ -151,9 +161,9 @@ class Dataset:
         steps = batch_indices(self._buckets, size * world, self._seed, start, stop, self._weights)
         first = rank * size
         parts = ((step, first, indices[first : first + size]) for step, indices in enumerate(steps, start))
-        return ahead(parts, lambda part: self._batch(*part))
+        return ahead(parts, lambda part: self._batch(*part, read))
 
-    def _batch(self, step: int, first: int, indices: NDArray[np.int64]) -> Batch:
+    def _batch(self, step: int, first: int, indices: NDArray[np.int64], read: bool) -> Batch:
         chosen = tuple(int(index) for index in indices)
         rows = [self.rows[index] for index in chosen]
         size = self._sizes[chosen[0]]
@@ -161,7 +171,9 @@ class Dataset:
             draw(row, size, self._config, self._places, self._seed, step, first + place)
             for place, row in enumerate(rows)
         ]
-        pixels = np.stack([one.cut(self.pixels(index), size) for one, index in zip(draws, chosen, strict=True)])
+        pixels = np.empty((0, *size), np.float32)
+        if read:
+            pixels = np.stack([one.cut(self.pixels(index), size) for one, index in zip(draws, chosen, strict=True)])
         return Batch(
             tuple(row.key for row in rows),
             chosen,

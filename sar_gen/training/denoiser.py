@@ -19,6 +19,12 @@ from sar_gen.files import write_atomic
 from sar_gen.strategies import with_token
 
 Text = dict[str, torch.Tensor]
+BLOCK = 32
+"""Rows of a cache that are made at once."""
+AT_ONCE = 32 * 256 * 256
+"""Pixels that the VAE encodes at once: two patches of 1024 x 1024."""
+DEVICE_BYTES = 4_000_000_000
+"""Most bytes of rows that are kept on the device itself; more are kept in the machine's memory."""
 
 
 class Denoiser(torch.nn.Module):
@@ -145,18 +151,19 @@ class TextSource:
         return found
 
     @torch.no_grad()
-    def _encoded(self, caption: str) -> torch.Tensor:
-        """Return context and pooled output of one caption as one row of numbers."""
-        text = {**self._ids([caption]), "kept": torch.ones(1, device=self._device)}
+    def _encoded(self, captions: list[str]) -> torch.Tensor:
+        """Return context and pooled output of captions, one row of numbers each."""
+        text = {**self._ids(captions), "kept": torch.ones(len(captions), device=self._device)}
         made = encode_text(self._pipe.text_encoder, self._second, text)
-        return torch.cat([value.flatten() for value in made.values()])
+        return torch.cat([value.flatten(1) for value in made.values()], dim=1)
 
     def _cached(self, captions: Sequence[str]) -> Text:
         assert self._cache is not None
 
+        every = [*self._places]
+
         def make(rows: list[int]) -> list[torch.Tensor]:
-            every = [*self._places]
-            return [self._encoded(every[row]) for row in rows]  # one at a time, as latents are
+            return list(self._encoded([every[row] for row in rows]))
 
         flat = torch.stack(self._cache.get([self._places[caption] for caption in captions], make))
         length = self._pipe.tokenizer.model_max_length
@@ -179,21 +186,35 @@ def text_width(pipe: Any) -> int:
 class RowCache:
     """Rows of numbers that are computed once, in memory or in a file that a later call finds again.
 
-    On disk they are float16: half of the space, and finer than bfloat16.
+    Rows are made in blocks of neighbours, and always the same ones: a product's last bits depend on what else is in a
+    batch, and a run that goes on would meet the rows in other company. On disk they are float16: half of the space,
+    and finer than bfloat16.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], path: Path | None = None, facts: object = None) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        path: Path | None = None,
+        facts: object = None,
+        *,
+        block: int = BLOCK,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """Make a cache of ``len(shapes)`` rows.
 
         Args:
             shapes: of each row.
-            path: of the file (``.npy``-like, with ``.json`` beside it); ``None`` keeps the rows in memory.
+            path: of the file (with ``.json`` beside it); ``None`` keeps the rows in memory.
             facts: JSON data on what the rows depend on; a file of other facts is begun anew.
+            block: rows that are made at once.
+            device: that rows in memory are kept on, where all together take less than ``DEVICE_BYTES``.
         """
         self._shapes = list(shapes)
+        self._block = block
         self._kept: dict[int, torch.Tensor] = {}
         self._file: Any = None
         self._ends = np.cumsum([0, *(int(np.prod(shape)) for shape in self._shapes)])
+        self._device = torch.device(device if 4 * int(self._ends[-1]) <= DEVICE_BYTES else "cpu")
         if path is None:
             return
         beside = path.with_name(path.name + ".json")
@@ -207,10 +228,10 @@ class RowCache:
             write_atomic(beside, digest.encode())
 
     def get(self, rows: Sequence[int], make: Callable[[list[int]], list[torch.Tensor]]) -> list[torch.Tensor]:
-        """Return rows, those that are not there yet made by ``make(missing)`` (in that order), on the CPU."""
-        missing = [row for row in dict.fromkeys(rows) if not self._has(row)]
-        if missing:
-            for row, made in zip(missing, make(missing), strict=True):
+        """Return rows; ``make(block)`` gives, in order, the rows of a block of which one is not there yet."""
+        for block in dict.fromkeys(row // self._block for row in rows if not self._has(row)):
+            members = list(range(block * self._block, min((block + 1) * self._block, len(self._shapes))))
+            for row, made in zip(members, make(members), strict=True):
                 self._put(row, made)
         return [self._read(row) for row in rows]
 
@@ -221,7 +242,8 @@ class RowCache:
 
     def _put(self, row: int, made: torch.Tensor) -> None:
         if self._file is None:
-            self._kept[row] = made.detach().cpu().reshape(self._shapes[row])
+            # A copy: a row that is a view would keep the whole batch that it was made in.
+            self._kept[row] = made.detach().to(self._device, copy=True).reshape(self._shapes[row])
             return
         values = made.detach().to("cpu", torch.float16).numpy().ravel()
         self._file[self._ends[row] : self._ends[row + 1]] = values
@@ -239,7 +261,13 @@ class LatentSource:
     """Latents of patches: the posterior of the frozen VAE, computed once, and a draw from it each time."""
 
     def __init__(
-        self, vae: Any, *, encode: Callable[[np.ndarray], np.ndarray], device: torch.device, cache: RowCache | None
+        self,
+        vae: Any,
+        *,
+        encode: Callable[[np.ndarray], np.ndarray],
+        device: torch.device,
+        cache: RowCache | None = None,
+        crops: Callable[[Sequence[int]], Sequence[np.ndarray]] | None = None,
     ) -> None:
         """Take the VAE.
 
@@ -248,31 +276,38 @@ class LatentSource:
             encode: brings pixels to the model's grey (``amplitude.to_model``).
             device: of the latents.
             cache: one row a patch of the data, ``(2, c, h, w)``: mean and standard deviation.
+            crops: gives the pixels of rows of the cache (``Dataset.crops``).
         """
-        self._vae, self._encode, self._device, self._cache = vae, encode, device, cache
+        self._vae, self._encode, self._device = vae, encode, device
+        self._cache, self._crops = cache, crops
 
     def __call__(self, pixels: np.ndarray, rows: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Return float32 latents ``(n, c, h, w)``, scaled as the UNet takes them.
 
         Args:
-            pixels: ``(n, height, width)`` in [0, 1]; only read for rows that are not kept yet.
-            rows: numbers of the patches in the data.
+            pixels: ``(n, height, width)`` in [0, 1]; not read where rows are kept.
+            rows: numbers of the patches in the data; not read where none are kept.
             generator: of the draw, on the device.
         """
         if self._cache is None:
             posterior = self._posterior(pixels)
         else:
-            place = {row: i for i, row in enumerate(rows)}
-
-            def make(missing: list[int]) -> list[torch.Tensor]:
-                # One at a time: a product's last bits depend on what else is in the batch, and a run that goes on
-                # meets the patches in other company.
-                return [self._posterior(pixels[[place[row]]])[0] for row in missing]
-
-            posterior = torch.stack(self._cache.get(rows, make)).to(self._device, torch.float32)
+            posterior = torch.stack(self._cache.get(rows, self._made)).to(self._device, torch.float32)
         mean, spread = posterior[:, 0], posterior[:, 1]
         noise = torch.randn(mean.shape, generator=generator, device=self._device)
         return scaled(self._vae, mean + spread * noise)
+
+    def _made(self, rows: list[int]) -> list[torch.Tensor]:
+        assert self._crops is not None
+        crops = self._crops(rows)
+        made: dict[int, torch.Tensor] = {}
+        for shape in dict.fromkeys(crop.shape for crop in crops):
+            own = [i for i, crop in enumerate(crops) if crop.shape == shape]
+            at_once = max(1, AT_ONCE // (shape[0] * shape[1]))
+            for first in range(0, len(own), at_once):
+                part = own[first : first + at_once]
+                made |= dict(zip(part, self._posterior(np.stack([crops[i] for i in part])), strict=True))
+        return [made[i] for i in range(len(rows))]
 
     @torch.no_grad()
     def _posterior(self, pixels: np.ndarray) -> torch.Tensor:

@@ -301,6 +301,7 @@ class Experiment:
         run = {k: v for k, v in dataclasses.asdict(config.run).items() if k in ("seed", "precision", "save_type")}
         text = [self._data, run, foundation.size, dataclasses.asdict(foundation.text)]
         vae = [self._data, run, foundation.size, foundation.resolution, foundation.encoding, foundation.vae_leave_out,
+               str(foundation.vae_start),
                dataclasses.asdict(foundation.vae)]  # fmt: skip
         base = [text, vae, dataclasses.asdict(foundation)] if config.made else [config.base]
         real = [self._data, config.polarisation, self._side(), config.evaluation.copies]

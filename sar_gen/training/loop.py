@@ -178,7 +178,7 @@ def check_inputs(config: TrainingConfig, base: Base) -> None:
 
 
 def fold_latents(vae: Any, data: Dataset | ShardDataset, encoding: str, crop: int) -> None:
-    """Bring the latents of a VAE whose encoder was trained back to the scale that the denoiser knows (``training.vae``).
+    """Bring the latents of a VAE whose encoder was trained back to the scale that the denoiser knows.
 
     The scale is that of one crop each of up to ``FOLDED`` patches, spread evenly over the data.
     """
@@ -215,7 +215,7 @@ class _Run:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
-        self.config, self.base, self.data, self.schedule, self.settings = config, base, data, schedule, settings
+        self.config, self.base, self.data, self.settings = config, base, data, settings
         self.record = {**record, "vae": vae_digest}
         options, dtype = config.denoiser, DTYPES[config.run.precision]
         # The last layer of a CLIP encoder is not used (penultimate states), so some parameters have no gradient.
@@ -227,6 +227,7 @@ class _Run:
             kwargs_handlers=[kwargs],
         )
         self.device = self.accelerator.device
+        self.schedule = dataclasses.replace(schedule, cumulated=schedule.cumulated.to(self.device))
         self._sharded = self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED")
         if self._sharded and options.ema:
             raise InputError("denoiser.ema needs whole parameters on each process; set it to 0 here.")
@@ -237,12 +238,22 @@ class _Run:
             if getattr(pipe, part, None) is not None:
                 getattr(pipe, part).to(self.device)
         module = Denoiser(pipe, trains_text=trains_text)
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+            for part in (pipe.unet, pipe.vae):
+                part.to(memory_format=torch.channels_last)  # what convolutions of 16 bits are fastest with
         if config.run.compile:
             module.unet.compile()
         optimiser = make_optimiser(self.parts, options)
         self.module, self.optimiser = self.accelerator.prepare(module, optimiser)
         self.averages = self._averages(options.ema)
-        self.latents = LatentSource(pipe.vae, encode=self._encode, device=self.device, cache=self._latent_cache(pipe))
+        self.latents = LatentSource(
+            pipe.vae,
+            encode=self._encode,
+            device=self.device,
+            cache=self._latent_cache(pipe),
+            crops=data.crops if isinstance(data, Dataset) else None,
+        )
         self.text = TextSource(
             pipe,
             trained=trains_text,
@@ -355,13 +366,12 @@ class _Run:
         return (errors * schedule.weights(timesteps, options.min_snr_gamma)).mean()
 
     def _batches(self) -> Any:
-        every = self.config.denoiser.accumulate
-        return self.data.batches(
-            self.step * every,
-            self.config.denoiser.steps * every,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-        )
+        every, steps = self.config.denoiser.accumulate, self.config.denoiser.steps
+        first, last = self.step * every, steps * every
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        if isinstance(self.data, ShardDataset):
+            return self.data.batches(first, last, rank, world)
+        return self.data.batches(first, last, rank, world, read=self.config.data.cache == "none")
 
     def _encode(self, pixels: np.ndarray) -> np.ndarray:
         return to_model(pixels, self.base.spec.model_encoding) if self.config.data.modality == "sar" else pixels
@@ -375,7 +385,8 @@ class _Run:
             return None
         channels, scale = pipe.vae.config.latent_channels, 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         shapes = [(2, channels, h // scale, w // scale) for h, w in self.data.crop_sizes()]
-        return RowCache(shapes, self._cache_file("latents"), [self.record["base_files"], self.record["vae"]])
+        facts = [self.record["base_files"], self.record["vae"]]
+        return RowCache(shapes, self._cache_file("latents"), facts, device=self.device)
 
     def _captions(self) -> tuple[str, ...]:
         if self.config.data.cache == "none" or isinstance(self.data, ShardDataset):
@@ -386,7 +397,8 @@ class _Run:
         if self.config.data.cache == "none" or isinstance(self.data, ShardDataset):
             return None
         count = len(self._captions()) + 1
-        return RowCache([(text_width(pipe),)] * count, self._cache_file("text"), self.record["base_files"])
+        shapes = [(text_width(pipe),)] * count
+        return RowCache(shapes, self._cache_file("text"), self.record["base_files"], device=self.device)
 
     def _averages(self, decay: float) -> Any:
         if not decay:
@@ -490,7 +502,8 @@ def adamw(groups: list[dict[str, Any]], eight_bit: bool, beta2: float) -> torch.
         InputError: bitsandbytes is not installed.
     """
     if not eight_bit:
-        return torch.optim.AdamW(groups, betas=(0.9, beta2))
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=on_gpu)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

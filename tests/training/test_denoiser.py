@@ -87,24 +87,29 @@ def test_latents_decode_to_the_patch_that_was_encoded(pipe):
     np.testing.assert_allclose(decode(pipe, latents[:1], "mean"), expected.numpy(), atol=1e-5)
 
 
-def test_latents_are_computed_once(pipe):
+def test_latents_are_computed_once_in_the_same_company(pipe):
     calls = []
+    every = np.random.default_rng(0).random((5, 64, 64)).astype(np.float32)
 
-    def encode(pixels):
-        calls.append(len(pixels))
-        return pixels
+    def crops(rows):
+        calls.append(rows)
+        return every[rows]
 
-    pixels = np.random.default_rng(0).random((3, 64, 64)).astype(np.float32)
-    cache = RowCache([(2, 4, 8, 8)] * 5)
-    source = LatentSource(pipe.vae, encode=encode, device=CPU, cache=cache)
-    first = source(pixels, [4, 0, 2], torch.Generator().manual_seed(0))
-    again = source(pixels, [4, 0, 2], torch.Generator().manual_seed(0))
-    other = source(pixels, [4, 0, 2], torch.Generator().manual_seed(1))
+    def source(cache):
+        return LatentSource(pipe.vae, encode=lambda p: p, device=CPU, cache=cache, crops=crops)
+
+    kept = source(RowCache([(2, 4, 8, 8)] * 5, block=2))
+    first = kept(every[:0], [4, 0, 0], torch.Generator().manual_seed(0))
+    again = kept(every[:0], [4, 0, 0], torch.Generator().manual_seed(0))
+    other = kept(every[:0], [4, 0, 0], torch.Generator().manual_seed(1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)  # a draw each time
-    assert calls == [3]
-    plain = LatentSource(pipe.vae, encode=lambda p: p, device=CPU, cache=None)
-    torch.testing.assert_close(plain(pixels, [4, 0, 2], torch.Generator().manual_seed(0)), first)
+    assert calls == [[4], [0, 1]]
+    elsewhere = source(RowCache([(2, 4, 8, 8)] * 5, block=2))
+    elsewhere(every[:0], [3, 1], torch.Generator().manual_seed(0))
+    assert torch.equal(elsewhere(every[:0], [4, 0, 0], torch.Generator().manual_seed(0)), first)
+    plain = source(None)
+    torch.testing.assert_close(plain(every[[4, 0, 0]], [], torch.Generator().manual_seed(0)), first)
 
 
 def test_rows_on_disk_outlive_the_call_and_not_their_facts(tmp_path):
@@ -117,8 +122,8 @@ def test_rows_on_disk_outlive_the_call_and_not_their_facts(tmp_path):
 
     made = []
     shapes = [(2, 3), (1,)]
-    assert torch.equal(RowCache(shapes, path, {"vae": 1}).get([1], make)[0].float(), rows[1])
-    found = RowCache(shapes, path, {"vae": 1}).get([1, 0, 1], make)
+    assert torch.equal(RowCache(shapes, path, {"vae": 1}, block=1).get([1], make)[0].float(), rows[1])
+    found = RowCache(shapes, path, {"vae": 1}, block=1).get([1, 0, 1], make)
     assert made == [[1], [0]]
     assert torch.equal(found[1].float(), rows[0])
     RowCache(shapes, path, {"vae": 2}).get([0, 1], make)

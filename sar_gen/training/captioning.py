@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.training.captions import (
     ATTRIBUTES,
+    BLOCK,
     FACTS,
     GROUNDS,
     PHRASES,
@@ -89,32 +90,25 @@ def label_captions(
 
 @dataclass(frozen=True)
 class Seen:
-    """What an optical picture shows, as fractions of the ground; water is ``None`` where it cannot tell."""
+    """What the optical picture of a patch shows, as fractions of its ground."""
 
-    water: float | None
+    water: float
     built_up: float
 
 
-def optical_attributes(optical: NDArray[np.uint8]) -> Seen:
-    """Return what an optical picture shows by itself, without the radar; the limits are meant for pixels of 10 m.
+def optical_attributes(optical: NDArray[np.uint8], amplitude: NDArray[np.float32]) -> Seen:
+    """Return what an optical picture shows, by the rules of ``captions.optical_fractions``, meant for 10 to 20 m.
 
-    Built-up blocks are those of ``captions.optical_fractions``: bright, and finely patterned. Water is smooth and not
-    bright, which dark forest is too; with colour they are told apart by blue, which water reflects at least as much as
-    green. A grey picture can rule water out, but not find it.
+    Built-up ground is found on the picture alone. Water is not: on the ten scenes of ``reference_statistics`` the
+    picture alone, smooth, dark and bluish, calls up to 38 % of wooded mountains water. So what it takes for water
+    has to be dark to the radar too.
 
     Args:
         optical: ``(height, width)`` grey or ``(height, width, 3)`` colour, 0 to 255.
+        amplitude: the studio's, of the same ground, a whole number of times as fine.
     """
-    values = optical.astype(np.float64)
-    grey = values if values.ndim == 2 else values @ np.array([0.299, 0.587, 0.114])
-    dark = np.zeros(grey.shape, np.float32)  # the radar is not asked
-    smooth, built_up = optical_fractions(np.rint(grey).astype(np.uint8), dark)
-    if smooth < 0.01:
-        return Seen(0.0, built_up)
-    if values.ndim == 2:
-        return Seen(None, built_up)
-    bluish = np.where((values[..., 2] >= values[..., 1]) & (values[..., 0] <= 80), grey, 255.0)
-    return Seen(optical_fractions(np.rint(bluish).astype(np.uint8), dark)[0], built_up)
+    factor = amplitude.shape[0] // optical.shape[0]
+    return Seen(*optical_fractions(optical, amplitude, max(1, BLOCK // factor)))
 
 
 def attribute_facts(
@@ -143,9 +137,8 @@ def attribute_facts(
     if seen is not None:
         known["buildings"] = _between(seen.built_up, 0.03, 0.15)
         known["city"] = _between(seen.built_up, 0.15, 0.5)
-        if seen.water is not None:
-            known["water"] = _between(seen.water, 0.01, 0.05)
-            known["open water"] = _between(seen.water, 0.2, 0.6)
+        known["water"] = _between(seen.water, 0.01, 0.05)
+        known["open water"] = _between(seen.water, 0.2, 0.6)
     if terrain in TERRAINS:
         known |= {name: int(name == terrain) for name in TERRAINS}
         known["open water"] = known["city"] = -1  # the label says the ground
@@ -282,9 +275,10 @@ def bare_description(text: str) -> str:
     >>> bare_description("This is an aerial view of green fields beside a river. The fields are small.")
     'green fields beside a river'
     """
-    first = re.split(r"(?<=[^A-Z])[.!?\n]", " ".join(text.split()), maxsplit=1)[0]
+    first = re.split(r"[.!?](?=\s|$)", " ".join(text.split()), maxsplit=1)[0]
     words = _LEAD.sub("", first).strip(" ,;:")
-    return words[:1].lower() + words[1:] if words[1:2].islower() or words[1:2] == " " else words
+    lead = words.split(" ", 1)[0]
+    return words if len(lead) > 1 and lead.isupper() else words[:1].lower() + words[1:]
 
 
 def described(words: str, modality: Modality, polarisation: str | None = None) -> tuple[str, ...]:

@@ -477,7 +477,7 @@ def _band(
             crop = _optical_crop(picture, plan.extents[number], (row, column, tile, tile), max_pixels)
             optical_file = folder / f"{name}-optical.png"
             _write(out / optical_file, png_bytes(crop))
-            seen = optical_attributes(crop)
+            seen = optical_attributes(crop, amplitude)
             found |= {"water": seen.water, "built_up": seen.built_up, "optical": list(crop.shape[:2])}
         brightness, roughness = sar_descriptors(amplitude)
         patch = PatchRow(

@@ -84,12 +84,12 @@ def prepare_sen12(folder: Path, out: Path, *, seed: int = 0) -> dict[str, Any]:
     found = _pair_rows(folder, pairs, validation_groups(pairs, seed)) + _scene_rows(folder, scenes)
     limits = {}
     for polarisation in ("VV", "VH"):
-        own = [measured for row, measured in found if (row.polarisation, row.split) == (polarisation, "train")]
+        own = [measured for row, measured, _ in found if (row.polarisation, row.split) == (polarisation, "train")]
         if not own:
             raise InputError(f"{folder} has no training patch in {polarisation}; bring the whole data folder.")
         limits[polarisation] = thresholds([one["brightness"] for one in own], [one["roughness"] for one in own])
     rows: list[PatchRow] = []
-    for row, measured in found:
+    for row, measured, factor in found:
         assert row.polarisation is not None
         known = facts(
             terrain=row.terrain, polarisation=row.polarisation, **measured, limits=limits[row.polarisation]
@@ -98,7 +98,7 @@ def prepare_sen12(folder: Path, out: Path, *, seed: int = 0) -> dict[str, Any]:
         rows.append(
             dataclasses.replace(row, captions=captions_of(known, "sar", named, polarised=row.polarisation == "VH"))
         )
-        rows.append(_optical(row, captions_of(optical_facts(known), "optical", named), folder))
+        rows.append(_optical(row, captions_of(optical_facts(known), "optical", named), factor))
     for name in sorted({Path(row.file).parts[0] for row in rows}):
         _link(folder / name, out / name)
     write_manifest(out / MANIFEST, rows)
@@ -159,7 +159,8 @@ def summary(rows: Sequence[PatchRow]) -> dict[str, Any]:
     return counts | {"captions": len({caption for row in rows for caption in row.captions})}
 
 
-Found = list[tuple[PatchRow, dict[str, float]]]
+Found = list[tuple[PatchRow, dict[str, float], int]]
+"""A row without captions, what was measured, and how many times as coarse the optical picture is."""
 
 
 def _pair_rows(folder: Path, pairs: Sequence[Any], kept_back: set[str]) -> Found:
@@ -173,7 +174,7 @@ def _pair_rows(folder: Path, pairs: Sequence[Any], kept_back: set[str]) -> Found
             terrain=pair.terrain, polarisation="VV", meaning=VV, source=_inside(pair.sar, folder),
             optical=_inside(pair.optical, folder),
         )  # fmt: skip
-        found.append((row, _measured(optical, amplitude)))
+        found.append((row, _measured(optical, amplitude), height // optical.shape[0]))
     return found
 
 
@@ -192,14 +193,13 @@ def _scene_rows(folder: Path, scenes: Sequence[dict[str, str]]) -> Found:
                     f"vh-{name}-{top}-{left}", scene["sar"], SIDE, SIDE, _split(split), f"scene-{name}",
                     polarisation="VH", meaning=VH, source=scene["sar"], row=top, column=left, optical=scene["optical"],
                 )  # fmt: skip
-                found.append((row, _measured(ground, crop)))
+                found.append((row, _measured(ground, crop), factor))
     return found
 
 
-def _optical(row: PatchRow, captions: tuple[str, ...], folder: Path) -> PatchRow:
+def _optical(row: PatchRow, captions: tuple[str, ...], factor: int) -> PatchRow:
     """Return the row of the optical half of a SAR row."""
     assert row.optical is not None
-    factor = 1 if row.terrain is not None else 2
     return dataclasses.replace(
         row, key=f"optical-{row.key}", file=row.optical, source=row.optical, optical=None, modality="optical",
         meaning=None, polarisation=None, captions=captions, height=row.height // factor, width=row.width // factor,

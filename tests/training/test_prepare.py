@@ -249,8 +249,8 @@ def test_the_optical_picture_is_cut_with_the_raster_and_described(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "optical").mkdir()
     tifffile.imwrite(tmp_path / "in" / "scene_VV.tif", values)
-    picture = np.random.default_rng(0).integers(100, 110, (128, 128, 3), dtype=np.uint8)
-    picture[:, 64:] = np.random.default_rng(1).integers(0, 2, (128, 64, 1)) * 200 + 50  # finely patterned: built up
+    picture = np.random.default_rng(0).integers(100, 110, (128, 128), dtype=np.uint8)
+    picture[:, 64:] = np.random.default_rng(1).integers(0, 2, (128, 64)) * 200 + 50  # finely patterned: built up
     Image.fromarray(picture).save(tmp_path / "optical" / "scene.png")
     options = dataclasses.replace(
         OPTIONS, tile=64, block=1, gap=0, captions="attributes", optical=tmp_path / "optical", split=(1, 0, 0)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import signal
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -28,6 +33,7 @@ from sar_gen.settings import Settings
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of training to the command line."""
     app.command()(prepare)
+    app.command()(train)
     app.command()(experiment)
 
 
@@ -114,6 +120,47 @@ def prepare(
     )
     rate.end()
     _print(made, as_json)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file; see sar_gen/training/config.py for its keys.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state, where there is one.")] = False,
+    minutes: Annotated[float | None, typer.Option(help="End after so long; the next call goes on.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a strategy on a base; Ctrl+C writes a state to go on from."""
+    from sar_gen.training.config import TrainingConfig, read_config
+
+    chosen = read_config(config, TrainingConfig)
+    settings = Settings.from_env()
+    if device is not None:
+        settings = dataclasses.replace(settings, device=device)
+    from sar_gen.training import loop
+
+    result = loop.train(
+        chosen, settings, resume=resume, minutes=minutes, stop=_stopped_by_signals(),
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    if as_json:
+        losses = {"first": result.losses[0], "last": result.losses[-1]} if result.losses else {}
+        data = dataclasses.asdict(result) | {"folder": str(result.folder) if result.folder else None}
+        print_json(data | {"losses": losses, "work": str(chosen.work)})
+    elif result.folder is not None:
+        print(f"{result.folder} is ready; choose it by its id, {result.folder.name}.")
+
+
+def _stopped_by_signals() -> Callable[[], bool]:
+    """Return what tells whether the user (Ctrl+C) or the machine (SIGTERM) wants the end; a second one ends it."""
+    asked = threading.Event()
+
+    def ask(number: int, _: Any) -> None:
+        asked.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return asked.is_set
 
 
 def _prepare_sen12(source: Path, out: Path, limit: float | None, seed: int) -> dict[str, Any]:

@@ -213,7 +213,10 @@ class _Run:
         vae_digest: str,
     ) -> None:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
+
+        AcceleratorState._reset_state()  # what an earlier run left in this process, perhaps of another precision
 
         self.config, self.base, self.data, self.settings = config, base, data, settings
         self.record = {**record, "vae": vae_digest}

@@ -295,7 +295,7 @@ def _strategies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = [
             f"`{row['row']}`",
             row["status"],
-            "0" if base else f"{total / 1e6:.3g} M" if counts else "–",
+            "0" if base else _count(total) if counts else "–",
             _gigabytes(training.get("peak_memory")),
             f"{training['seconds'] / 60:.1f}" if training else "–",
             _megabytes(training.get("bytes")),
@@ -448,7 +448,13 @@ def _gigabytes(value: int | None) -> str:
 
 
 def _megabytes(value: int | None) -> str:
-    return "–" if not value else f"{value / 1e6:.1f} MB"
+    if not value:
+        return "–"
+    return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
+
+
+def _count(value: int) -> str:
+    return f"{value / 1e6:.3g} M" if value >= 1e6 else f"{value / 1e3:.3g} k" if value >= 1e3 else str(value)
 
 
 # Pictures ----------------------------------------------------------------------------------------------------------

@@ -127,6 +127,9 @@ def test_markdown_says_what_was_not_run_and_what_holds():
     assert "| river | `hybrid without river` | 0.300 (3.00) |" in text
     assert "trained on SAR of all terrains, river too" in text
     assert "| real, train | 9 | 9 |" in text
+    assert "| `base` | done | 0 | 1.00 GB | 1.0 | 5.0 MB |" in text
+    rows[0] |= {"row": "token", "strategy": "token"}
+    assert "| `token` | done | 1 k | 1.00 GB |" in table.markdown(report(rows))
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) == 11
     for lines in tables:  # as many cells in each line

@@ -169,6 +169,21 @@ class ExperimentConfig:
         return self.base is None
 
 
+def changed(settings: Any) -> dict[str, Any]:
+    """Return the fields of a settings dataclass that are not at their defaults, deeply.
+
+    What a stage was done with is known by these: a setting that a later version adds does not undo what is done.
+    """
+    found = {}
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        factory = one.default_factory
+        default = factory() if factory is not dataclasses.MISSING else one.default
+        if value != default:
+            found[one.name] = changed(value) if dataclasses.is_dataclass(value) else value
+    return found
+
+
 def _has_whole_part(name: str) -> bool:
     return "full" in strategy(name).trained().values()
 
@@ -296,23 +311,25 @@ class Experiment:
         return found
 
     def _digest(self, stage: Stage) -> str:
-        """Return a hash of all settings that a stage depends on; folders are not among them."""
+        """Return a hash of all settings that a stage depends on; folders and defaults are not among them."""
         config, foundation = self.config, self.config.foundation
         run = {k: v for k, v in dataclasses.asdict(config.run).items() if k in ("seed", "precision", "save_type")}
-        text = [self._data, run, foundation.size, dataclasses.asdict(foundation.text)]
+        text = [self._data, run, foundation.size, changed(foundation.text)]
         vae = [self._data, run, foundation.size, foundation.resolution, foundation.encoding, foundation.vae_leave_out,
-               str(foundation.vae_start),
-               dataclasses.asdict(foundation.vae)]  # fmt: skip
-        base = [text, vae, dataclasses.asdict(foundation)] if config.made else [config.base]
+               foundation.vae_start and foundation.vae_start.name,
+               changed(foundation.vae)]  # fmt: skip
+        placeless = dataclasses.replace(foundation, vae_start=None)
+        base = [text, vae, changed(placeless)] if config.made else [config.base]
         real = [self._data, config.polarisation, self._side(), config.evaluation.copies]
         if stage.kind in ("text", "vae", "base", "real"):
             return digest_of({"text": text, "vae": vae, "base": base, "real": real}[stage.kind])
         name, terrain = split_row(stage.row)
-        tuning = dataclasses.asdict(config.tuning)
-        own = [tuning["batch"], tuning["balance"], tuning["caption_dropout"], tuning["token_init"], tuning["lora"],
-               dataclasses.asdict(config.tuning.denoiser_of(name))]  # fmt: skip
+        tuning = config.tuning
+        lora = {part: changed(one) for part, one in tuning.lora.items()}
+        own = [tuning.batch, tuning.balance, tuning.caption_dropout, tuning.token_init, lora,
+               changed(config.tuning.denoiser_of(name))]  # fmt: skip
         if any(part.startswith("vae") for part in strategy(name).trained()):
-            own.append(tuning["vae"])
+            own.append(changed(tuning.vae))
         training: list[Any] = [base, self._data, run, name, terrain, own]
         if stage.kind == "training":
             return digest_of(training)
@@ -320,7 +337,7 @@ class Experiment:
             training = [training, delta_of(stage.row)]
         if stage.kind == "delta":
             return digest_of(training)
-        return digest_of([training if name != BASE else base, real, dataclasses.asdict(config.evaluation)])
+        return digest_of([training if name != BASE else base, real, changed(config.evaluation)])
 
     def _side(self) -> int:
         """Return the side in pixels of what is generated and measured."""

@@ -7,7 +7,7 @@ import pytest
 from sar_gen import checkpoints
 from sar_gen.errors import InputError
 from sar_gen.settings import Settings
-from sar_gen.training.config import check_config, read_config
+from sar_gen.training.config import VaeConfig, check_config, read_config
 from sar_gen.training.experiment import (
     Experiment,
     ExperimentConfig,
@@ -111,6 +111,16 @@ def test_changes_are_of_one_strategy(tmp_path, manifest):
     assert tuning.denoiser_of("unet-lora").learning_rate == 1e-3
     assert tuning.denoiser_of("hybrid").learning_rate == 1e-4
     assert tuning.denoiser_of("unet-lora").steps == 4
+
+
+def test_what_was_done_is_known_by_what_is_not_a_default():
+    from sar_gen.training.experiment import changed
+    from sar_gen.training.foundation import FoundationConfig
+
+    assert changed(VaeConfig()) == {}
+    assert changed(VaeConfig(steps=7, gan=0.0)) == {"steps": 7, "gan": 0.0}
+    # against the defaults of the value's own class, where the field has others
+    assert changed(FoundationConfig(vae=VaeConfig(steps=7))) == {"vae": {"steps": 7}}
 
 
 def test_shipped_settings_are_valid(tmp_path):

@@ -29,6 +29,8 @@ MEASURES = {
 """What strategies are compared by; ``texture`` is the mean over ``TEXTURES``. Less is better in all."""
 SURE = 2.0
 """A difference is called one from so many standard deviations of it on."""
+EQUAL = 0.05
+"""Means that differ by less, in floors, are called equal."""
 SHOWN = 2
 """Patches of a terrain in a sheet."""
 Verdict = Literal["yes", "no", "cannot be told", "not run"]
@@ -192,13 +194,12 @@ def _pair(first: str, second: str, known: Mapping[str, Mapping[str, Any]], measu
 def _suffices(
     first: str, second: str, known: Mapping[str, Mapping[str, Any]], measure: str = "agreement"
 ) -> dict[str, Any]:
-    """Say whether the first is no worse: it holds unless the second is nearer by more than chance."""
+    """Say whether the first is no worse: nearer by more than chance, or as near to within ``EQUAL``."""
     found = compare_rows(known.get(first, {}), known.get(second, {}), measure)
     if found is None:
         return _part(MEASURES[measure], "not run", "")
-    verdict = "no" if found.verdict == "no" else "yes"
-    reason = ", no difference beyond chance" if found.verdict == "cannot be told" else ""
-    return _part(MEASURES[measure], verdict, f"{first} and {second}: {found.words}{reason}")
+    equal = abs(found.first - found.second) < EQUAL
+    return _part(MEASURES[measure], "yes" if equal else found.verdict, f"{first} and {second}: {found.words}")
 
 
 def _unseen(name: str, terrain: str, known: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -379,7 +380,7 @@ def _unseen_table(
     for terrain in terrains:
         own = [row for row in unseen if row["without"] == terrain]
         names = {"base", *(row["strategy"] for row in own)}
-        beside = [row for row in rows if not row["without"] and row["strategy"] in names]
+        beside = [row for row in rows if not row["without"] and not row["delta"] and row["strategy"] in names]
         for row in [*own, *beside]:
             known = ((row["evaluation"] or {}).get("classes", {})).get(terrain)
             cells = ["not run"] * 8 if known is None else _cells(known)
@@ -400,8 +401,9 @@ def _cells(known: Mapping[str, Any]) -> list[str]:
 def _findings(report: Mapping[str, Any]) -> list[str]:
     lines = [
         "Verdicts compare means of value / floor. ± is the standard deviation of the difference over draws of the "
-        f"generated patches; within {SURE:g} of it nothing is said. What another training run would give is not in "
-        "it. Rows that train a part of the VAE are not compared with the hybrid, which has the base's.",
+        f"generated patches; within {SURE:g} of it nothing is said, but where equality is asked for, up to {EQUAL:g} "
+        "floors count as equal. What another training run would give is not in it. Rows that train a part of the VAE "
+        "are not compared with the hybrid, which has the base's.",
         "",
         _line(["finding", "measure", "holds", "numbers"]),
         _line(["---"] * 4),
@@ -504,7 +506,10 @@ def sheet(lines: Sequence[tuple[str, Mapping[str, Sequence[Any]]]], terrains: Se
 
     from sar_gen.amplitude import view
 
-    figure = Figure(figsize=(2.4 * len(terrains) * SHOWN / 2 + 1.6, 1.35 * len(lines) + 0.5), dpi=110)
+    across = max((len(own) for _, pictures in lines for own in pictures.values()), default=1)
+    cell, names, title = 1.2, 1.9, 0.3  # inches: a picture, the names on the left, the line of terrains
+    width, height = names + len(terrains) * (across + 0.08) * cell, title + len(lines) * 1.05 * cell
+    figure = Figure(figsize=(width, height), dpi=130)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(lines), len(terrains), squeeze=False)
     for number, (name, pictures) in enumerate(lines):
@@ -515,12 +520,14 @@ def sheet(lines: Sequence[tuple[str, Mapping[str, Sequence[Any]]]], terrains: Se
             if len(own):
                 gap = np.full((own[0].shape[0], max(2, own[0].shape[1] // 64)), 255, np.uint8)
                 strip = [part for picture in own for part in (view(picture), gap)][:-1]
-                ax.imshow(np.hstack(strip), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                ax.imshow(np.hstack(strip), cmap="gray", vmin=0, vmax=255)
             if number == 0:
                 ax.set_title(terrain, fontsize=9)
             if place == 0:
                 ax.text(-0.03, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=7)
-    figure.subplots_adjust(left=0.2, right=0.99, top=0.92, bottom=0.01, wspace=0.03, hspace=0.05)
+    figure.subplots_adjust(
+        left=names / width, right=0.995, top=1 - title / height, bottom=0.0, wspace=0.04, hspace=0.05
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -84,6 +84,9 @@ def test_findings_follow_the_numbers():
     assert prompts == ["yes"]
     # the hybrid within 1.2 floors, the LoRA nearer than the base but beyond them
     assert unseen == ["yes", "yes", "no", "no", "not run", "not run"]
+    known = {one["row"]: one for one in (row("a", {"forest": 0.1}, agreement=0.54), row("b", {"forest": 0.1}))}
+    known["a"]["evaluation"]["classes"]["forest"]["agreement"]["spread"] = 0.05
+    assert table._suffices("a", "b", known)["verdict"] == "cannot be told"  # neither equal nor surely worse
     worse = [row("hybrid", {"forest": 0.2}, agreement=0.6), row("unet-lora", {"forest": 0.1}), rows[4]]
     best, whole, prompts = verdicts(worse).values()
     assert best == ["no", "no", "no", "no"]

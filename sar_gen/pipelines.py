@@ -627,6 +627,11 @@ def add_token(encoder: Any, tokenizer: Any, token: str, rows: torch.Tensor) -> A
     table[: weight.shape[0]] = weight.data
     table[places] = rows.to(device=weight.device, dtype=weight.dtype)
     encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(table, freeze=True))
+    for module in encoder.modules():
+        # CLIP's own configurations name an end of text (2) that is not its tokenizer's; transformers then pools at the
+        # highest id, which was the end of text until the token came.
+        if getattr(module, "eos_token_id", None) is not None:
+            module.eos_token_id = tokenizer.eos_token_id
     return larger
 
 

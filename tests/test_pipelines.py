@@ -693,3 +693,22 @@ assert made.shape == (256, 256, 3) and 0 < made.mean() < 1, made.mean()
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_pooled_text_ends_at_the_end_of_text_and_not_at_a_token(tmp_path):
+    """CLIP's own configurations say 2 for the end of text, and transformers then pools at the highest id."""
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny.tiny_sdxl(tmp_path / "base"))
+    encoder, tokenizer = pipe.text_encoder_2, pipe.tokenizer_2
+    for module in encoder.modules():
+        if getattr(module, "eos_token_id", None) is not None:
+            module.eos_token_id = 2
+
+    def pooled(tokenizer, text):
+        return encoder(tokenizer(text, padding="max_length", return_tensors="pt").input_ids)[0]
+
+    before = pooled(tokenizer, "a b")
+    larger = pipelines.add_token(encoder, tokenizer, "<SAR>", torch.randn(1, tiny.WIDTH, generator=torch.Generator()))
+    assert torch.equal(pooled(larger, "a b"), before)
+    assert not torch.allclose(pooled(larger, "a <SAR> b"), pooled(larger, "a <SAR> c"))

@@ -28,9 +28,10 @@ from sar_gen.folders import read_json
 from sar_gen.pipelines import resolve_device
 from sar_gen.settings import Settings
 from sar_gen.training.config import DenoiserConfig, TrainingConfig
-from sar_gen.training.dataset import Dataset, ShardDataset, open_dataset
+from sar_gen.training.dataset import Dataset, ShardDataset, open_dataset, open_manifest
 from sar_gen.training.denoiser import Denoiser, LatentSource, RowCache, TextSource, text_width
 from sar_gen.training.losses import NoiseSchedule, noise_schedule, offset_noise, sampling_scheduler
+from sar_gen.training.optimiser import adamw
 from sar_gen.training.parts import (
     Base,
     Parts,
@@ -122,8 +123,9 @@ def train(
         from sar_gen.training import vae as vae_training
 
         work = config.work / "vae"
+        patches = open_manifest(config.data, resolution, config.run.seed)
         found = vae_training.train_vae(
-            config, pipe.vae, config.row, data, work=work, resume=resume, minutes=minutes, say=say, stop=stop,
+            config, pipe.vae, config.row, patches, work=work, resume=resume, minutes=minutes, say=say, stop=stop,
             encoding=base.spec.model_encoding, device=device,
         )  # fmt: skip
         counts["vae"] = found.trainable
@@ -131,7 +133,7 @@ def train(
             peak = peak_memory(device)
             return TrainingResult(False, 0, config.denoiser.steps, None, clock.seconds, counts, peak, ())
         if config.row.vae_encoder != "frozen":
-            fold_latents(pipe.vae, data, base.spec.model_encoding, config.vae.crop)
+            fold_latents(pipe.vae, patches, base.spec.model_encoding, config.vae.crop)
         vae_folder = config.work / "vae-trained"
         vae_training.save_vae(pipe.vae, config.row, vae_folder, _type(config))
     run = None
@@ -177,14 +179,13 @@ def check_inputs(config: TrainingConfig, base: Base) -> None:
         raise InputError(f"{config.output} is the base itself; give another output.")
 
 
-def fold_latents(vae: Any, data: Dataset | ShardDataset, encoding: str, crop: int) -> None:
+def fold_latents(vae: Any, data: Dataset, encoding: str, crop: int) -> None:
     """Bring the latents of a VAE whose encoder was trained back to the scale that the denoiser knows.
 
     The scale is that of one crop each of up to ``FOLDED`` patches, spread evenly over the data.
     """
     from sar_gen.training.vae import fold_latent_scale, latent_scale
 
-    assert isinstance(data, Dataset)
     count = min(FOLDED, len(data))
 
     def pictures() -> Iterator[torch.Tensor]:
@@ -496,22 +497,6 @@ def make_optimiser(parts: Parts, options: DenoiserConfig) -> torch.optim.Optimiz
                 decay = options.weight_decay if decays else 0.0
                 groups.append({"params": own, "lr": highest, "highest": highest, "weight_decay": decay})
     return adamw(groups, options.eight_bit, options.beta2)
-
-
-def adamw(groups: list[dict[str, Any]], eight_bit: bool, beta2: float) -> torch.optim.Optimizer:
-    """Return AdamW, with states of 8 bits where asked for.
-
-    Raises:
-        InputError: bitsandbytes is not installed.
-    """
-    if not eight_bit:
-        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-        return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=on_gpu)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise InputError("eight_bit needs the package bitsandbytes; install it or leave the option out.") from error
-    return AdamW8bit(groups, betas=(0.9, beta2))
 
 
 def seed_of(*numbers: int) -> int:

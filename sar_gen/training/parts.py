@@ -149,7 +149,8 @@ def put_on(pipe: Any, family: str, row: Strategy, config: TrainingConfig, dtype:
         else:
             module.to(dtype)
         if mode == "lora":
-            add_lora(module, lora_of(part, config.lora.get(part)), config.lora.get(part))  # type: ignore[call-overload]
+            own = config.lora.get(part)  # type: ignore[call-overload]
+            add_lora(module, lora_of(part, own), own)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if trained:
             parts.trained[part] = trained
@@ -207,7 +208,7 @@ def add_lora(module: Any, lora: Lora, override: LoraConfig | None = None) -> Non
         )
     found = PeftLora(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT only divides by the rank
+        lora_alpha=lora.alpha,  # PEFT annotates a whole number and only divides by the rank
         lora_dropout=override.dropout if override else 0.0,
         init_lora_weights="gaussian",
         target_modules=list(lora.targets),

@@ -27,9 +27,11 @@ from sar_gen import amplitude
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import describe_os_error
 from sar_gen.folders import LORA_FILE, VAE_DECODER
-from sar_gen.strategies import LORA, Strategy
+from sar_gen.strategies import Strategy
 from sar_gen.training import vae_losses
 from sar_gen.training.config import OptimiserConfig, TrainingConfig, VaeConfig
+from sar_gen.training.optimiser import adamw
+from sar_gen.training.parts import lora_of
 from sar_gen.training.rates import rate
 from sar_gen.training.state import Clock, Journal, check_same_run, latest, read_journal, save_state
 
@@ -207,11 +209,12 @@ def put_trainable(vae: Any, row: Strategy, config: TrainingConfig) -> dict[str, 
     if row.vae_decoder == "lora":
         from peft import LoraConfig as PeftConfig
 
-        lora, mine = LORA["vae_decoder"], config.lora.get("vae_decoder")
+        mine = config.lora.get("vae_decoder")
+        lora = lora_of("vae_decoder", mine)
         vae.add_adapter(
             PeftConfig(
-                r=(mine and mine.rank) or lora.rank,
-                lora_alpha=(mine and mine.alpha) or lora.alpha,
+                r=lora.rank,
+                lora_alpha=lora.alpha,
                 lora_dropout=mine.dropout if mine else 0.0,
                 target_modules=lora_targets(config, vae),
             ),
@@ -232,8 +235,7 @@ def lora_targets(config: TrainingConfig, vae: Any) -> list[str]:
     Raises:
         InputError: there is none.
     """
-    mine = config.lora.get("vae_decoder")
-    ends = (mine and mine.targets) or LORA["vae_decoder"].targets
+    ends = lora_of("vae_decoder", config.lora.get("vae_decoder")).targets
     names = [
         name
         for name, module in vae.named_modules()
@@ -260,20 +262,7 @@ def build_optimiser(trained: dict[str, nn.Parameter], config: OptimiserConfig) -
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    kind: Any = torch.optim.AdamW
-    if config.eight_bit:
-        try:
-            from bitsandbytes import optim  # type: ignore[import-not-found,unused-ignore]
-
-            kind = optim.AdamW8bit
-        except ImportError as error:
-            raise InputError("eight_bit needs the package bitsandbytes; install it or leave it out.") from error
-        if not torch.cuda.is_available():
-            raise InputError("eight_bit needs a CUDA device; leave it out.")
-    optimiser: torch.optim.Optimizer = kind(
-        [group for group in groups if group["params"]], lr=config.learning_rate, betas=(0.9, config.beta2)
-    )
-    return optimiser
+    return adamw([{**group, "lr": config.learning_rate} for group in groups], config.eight_bit, config.beta2)
 
 
 class Crops:

@@ -24,7 +24,7 @@ from sar_gen.references import load_reference
 from sar_gen.settings import Settings
 from sar_gen.strategies import with_token
 from sar_gen.training.config import DataConfig, TrainingConfig
-from sar_gen.training.dataset import open_dataset
+from sar_gen.training.dataset import open_manifest
 from sar_gen.training.losses import NoiseSchedule, sampling_scheduler
 from sar_gen.training.manifest import SPLITS
 
@@ -88,7 +88,7 @@ def reference_of(config: TrainingConfig, resolution: int, settings: Settings) ->
 @lru_cache(maxsize=4)
 def _split(data: DataConfig, resolution: int) -> tuple[tuple[str, ...], PatchStatistics]:
     """Return a caption and the statistics of patches spread evenly over a split."""
-    found = open_dataset(data, resolution, 0)
+    found = open_manifest(data, resolution, 0)
     count = min(MOST, len(found))
     places = [i * len(found) // count for i in range(count)]
     rows = [found.rows[place] for place in places]

@@ -241,10 +241,14 @@ def test_a_killed_run_loses_only_the_steps_since_its_last_state(place):
 
 
 def test_two_processes_train_one_strategy(place):
-    """Data parallel on two CPU processes, started by accelerate's own launcher."""
+    """Data parallel on two CPU processes (gloo), started by accelerate's own launcher.
+
+    The launcher starts several processes only where it is told of several GPUs; that they calculate on the CPU is the
+    studio's own setting.
+    """
     launch = (
         str(Path(sys.executable).with_name("accelerate")),
-        *("launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
+        *("launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
         *("--dynamo_backend", "no", "--main_process_port", "0", "-m", "sar_gen"),
     )
     process = start(place, "two", 3, launch=launch)

@@ -61,7 +61,7 @@ class DataConfig:
     """
 
     manifest: Path | None = None
-    shards: str | None = None
+    shards: Path | None = None
     split: str = "train"
     modality: Literal["sar", "optical"] = "sar"
     batch: Positive = 4

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from sar_gen import checkpoints
+from sar_gen import checkpoints, folders
 from sar_gen.errors import InputError
 from sar_gen.settings import Settings
 from sar_gen.strategies import strategy
@@ -63,9 +63,11 @@ class TextConfig:
 
     Attributes:
         steps: of the optimiser; ``None``: the size's own.
+        folder: encoders that ``python -m sar_gen.training.text`` has made already, to be taken as they are.
     """
 
     steps: Positive | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -153,6 +155,8 @@ def text_stage(
     from sar_gen.training.manifest import read_manifest
     from sar_gen.training.text import STEPS, Plan, make_text
 
+    if config.text.folder is not None:
+        return take_text(config.text.folder, folder / "text")
     rows = [row for row in read_manifest(manifest) if row.split == "train"]
     captions = list(dict.fromkeys(caption for row in rows for caption in row.captions))
     if not captions:
@@ -163,6 +167,24 @@ def text_stage(
         device=device, say=say, plan=Plan(steps=config.text.steps or STEPS[size]), **options,
     )  # fmt: skip
     return {"steps": result.step, "evaluation": result.evaluation} if result.finished else None
+
+
+def take_text(made: Path, folder: Path) -> dict[str, Any]:
+    """Copy tokenizers and text encoders that were made before, and return their evaluation.
+
+    Raises:
+        InputError: the folder is not one that ``training.text`` wrote.
+    """
+    missing = [name for name in ("text.json", *TEXT_PARTS) if not (made / name).exists()]
+    if missing:
+        raise InputError(f"{made} lacks {missing[0]}; make it with `python -m sar_gen.training.text {made}`.")
+    found = folders.read_json(made / "text.json")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in TEXT_PARTS:
+        shutil.copytree(made / name, folder / name)
+    shutil.copy(made / "text.json", folder / "text.json")
+    return {"steps": found.get("training", {}).get("step"), "evaluation": found}
 
 
 def build_vae(size: Size) -> Any:

@@ -10,6 +10,7 @@ on exactly.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import resource
 import sys
@@ -173,6 +174,9 @@ def check_inputs(config: TrainingConfig, base: Base) -> None:
         raise InputError("The VAE is trained on random crops of a manifest's patches; give data.manifest, not shards.")
     if data.shards is not None and data.cache == "disk":
         raise InputError("Latents of streamed shards are not kept on disk; set data.cache to 'memory' or 'none'.")
+    for wanted, package in ((config.run.tensorboard, "tensorboard"), (config.denoiser.eight_bit, "bitsandbytes")):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise InputError(f"The run wants {package}, which is not installed; pip install {package}.")
     if config.whole and any(mode in ("lora", "learned") for mode in modes.values()):
         raise InputError("A whole pipeline is written of parts that are trained whole; LoRAs and tokens go on a base.")
     if config.whole and config.output.exists() and config.output.resolve() == base.folder.resolve():

@@ -55,7 +55,7 @@ class ShardDataset:
 
     def __init__(self, config: DataConfig, resolution: int, seed: int, crop_places: CropPlaces) -> None:
         assert config.shards is not None
-        self.shards = [Path(name) for name in sorted(glob(os.path.expanduser(config.shards), recursive=True))]
+        self.shards = [Path(name) for name in sorted(glob(os.path.expanduser(str(config.shards)), recursive=True))]
         if not self.shards:
             raise InputError(f"No shard is called {config.shards}; give a pattern such as data/train-*.tar.")
         if config.balance != "none":

@@ -56,6 +56,11 @@ def test_what_does_not_fit_is_one_sentence_that_names_it(tmp_path, old, new, wor
     assert "\n" not in str(caught.value)
 
 
+def test_a_pattern_of_shards_lies_beside_the_file_too(tmp_path):
+    text = GOOD.replace('manifest = "data/manifest.jsonl"', 'shards = "data/train-*.tar"')
+    assert read_config(write(tmp_path, text), TrainingConfig).data.shards == tmp_path / "data" / "train-*.tar"
+
+
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_config(tmp_path / "none.toml", TrainingConfig)

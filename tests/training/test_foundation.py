@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 
 from sar_gen import checkpoints
 from sar_gen.amplitude import to_model
+from sar_gen.errors import InputError
 from sar_gen.settings import Settings
 from sar_gen.training import foundation
 from sar_gen.training.config import DenoiserConfig, RunConfig, VaeConfig
@@ -90,6 +92,17 @@ def test_interrupted_stages_go_on(made):
     assert made["base"]["steps"] == 6
     assert any("Going on after step" in line for line in made["said"])
     json.dumps([made[name] for name in ("text", "vae", "base")], allow_nan=False)
+
+
+def test_text_that_was_made_before_is_taken_as_it_is(made, tmp_path):
+    config = dataclasses.replace(CONFIG, text=TextConfig(folder=made["folder"] / "text"))
+    found = foundation.text_stage(config, made["manifest"], tmp_path, device="cpu")
+    assert found == made["text"]
+    for part in ("text_encoder", "text_encoder_2"):
+        file = f"text/{part}/model.safetensors"
+        assert (tmp_path / file).read_bytes() == (made["folder"] / file).read_bytes()
+    with pytest.raises(InputError, match=r"lacks text\.json"):
+        foundation.take_text(tmp_path / "nothing", tmp_path / "text")
 
 
 def test_latents_have_mean_zero_and_variance_one(made):

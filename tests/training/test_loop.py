@@ -163,6 +163,36 @@ def test_validation_logs_the_studios_measures(place):
     assert len(list((config.work / "previews").glob("*.png"))) == 2
 
 
+def test_tensorboard_has_the_losses_and_measures(place):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = place.config(
+        "unet-lora", run={"tensorboard": True, "validate_every": 4, "previews": 2, "preview_steps": 2}
+    )
+    result = run(place, config)
+    events = EventAccumulator(str(config.work / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    np.testing.assert_allclose([event.value for event in events.Scalars("loss")], result.losses, rtol=1e-6)
+    assert len(events.Scalars("validation.wasserstein1")) == 1
+
+
+def test_streamed_shards_are_trained_on_and_gone_on_with(place):
+    from sar_gen.training.manifest import read_manifest
+    from sar_gen.training.shards import write_index, write_shard
+
+    rows = [row for row in read_manifest(place.data) if row.split == "train"]
+    entries = [write_shard(place.data / f"train-{n}.tar", rows[4 * n : 4 * n + 4], place.data) for n in range(2)]
+    write_index(place.data, entries)
+    tables = {"data": {"manifest": None, "shards": str(place.data / "train-*.tar")}}
+    whole = run(place, place.config("unet-lora", "whole", **tables))
+    config = place.config("unet-lora", "pieces", **tables)
+    run(place, config, stop=StopAfter(2))
+    assert run(place, config, resume=True).losses == whole.losses
+    with pytest.raises(InputError, match=r"data\.manifest"):
+        run(place, place.config("vae-decoder", **tables))
+
+
 @pytest.mark.parametrize(
     ("strategy", "tables", "words"),
     [
@@ -171,6 +201,7 @@ def test_validation_logs_the_studios_measures(place):
         ("unet-lora", {"whole": True}, "trained whole"),
         ("unet-lora", {"denoiser": {"zero_terminal_snr": True}}, "v_prediction"),
         ("unet-lora", {"base": "nothing"}, "unknown"),
+        ("unet-lora", {"denoiser": {"eight_bit": True}}, "bitsandbytes"),
         ("unet-lora", {"data": {"split": "nothing"}}, "nothing"),
         ("unet-lora", {"data": {"modality": "optical"}}, "optical"),
         ("unet-lora", {"run": {"validate_every": 1, "reference": "nothing"}}, "nothing|prompts"),

@@ -178,6 +178,33 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def load_pipeline(folder: Path, family: str, variant: str | None, dtype: torch.dtype) -> Any:
+    """Load a pipeline folder onto the CPU: safetensors only, every part in one dtype and frozen, nothing that draws.
+
+    Args:
+        folder: in diffusers layout, checked before (``folders.check_pipeline``).
+        family: ``sdxl`` or ``sd15``.
+        variant: of the weight files; the plain ones where there are none of it.
+        dtype: weights of 16 bits become float32 exactly.
+    """
+    diffusers = quiet_diffusers()
+    options: dict[str, Any] = {"image_encoder": None, "feature_extractor": None}
+    if family == "sdxl":
+        # A watermark, where that package is installed, would change the grey values.
+        kind, options["add_watermarker"] = diffusers.StableDiffusionXLPipeline, False
+    else:
+        kind = diffusers.StableDiffusionPipeline
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    if variant and any(f".{variant}." in path.name for path in folder.glob("*/*")):
+        options["variant"] = variant
+    pipe = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **options)
+    pipe.set_progress_bar_config(disable=True)
+    for part in folders.PARTS[family]:  # type: ignore[index]
+        # transformers 5 loads text encoders in the dtype that their configuration names
+        getattr(pipe, part).to(dtype).requires_grad_(False).eval()
+    return pipe
+
+
 class PipelineHolder:
     """Holds one pipeline; not for use from several threads at once (``identity`` and ``placement`` may be read)."""
 
@@ -333,24 +360,8 @@ class PipelineHolder:
     def _load_base(self) -> None:
         """Load the base onto the CPU, all parts in one dtype."""
         assert self._base is not None and self._placement is not None
-        diffusers = quiet_diffusers()
         dtype = getattr(torch, self._placement.dtype)
-        options: dict[str, Any] = {"image_encoder": None, "feature_extractor": None}
-        if self._base.family == "sdxl":
-            # A watermark, where that package is installed, would change the grey values.
-            kind, options["add_watermarker"] = diffusers.StableDiffusionXLPipeline, False
-        else:
-            kind = diffusers.StableDiffusionPipeline
-            options |= {"safety_checker": None, "requires_safety_checker": False}
-        if self._base.variant and any(f".{self._base.variant}." in p.name for p in self._base_folder.glob("*/*")):
-            options["variant"] = self._base.variant
-        pipe = kind.from_pretrained(
-            self._base_folder, dtype=dtype, use_safetensors=True, local_files_only=True, **options
-        )
-        pipe.set_progress_bar_config(disable=True)
-        for part in folders.PARTS[self._base.family]:
-            # transformers 5 loads text encoders in the dtype that their configuration names
-            getattr(pipe, part).to(dtype).requires_grad_(False).eval()
+        pipe = load_pipeline(self._base_folder, self._base.family, self._base.variant, dtype)
         if self._placement.vae_tiling:
             pipe.vae.enable_tiling()
         self._pipe, self._scheduler, self._parts, self._placed = pipe, pipe.scheduler, {}, False

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from sar_gen import checkpoints, folders
+from sar_gen import checkpoints, folders, pipelines
 from sar_gen.checkpoints import CheckpointSpec
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import describe_os_error, sha256_of
-from sar_gen.pipelines import ADAPTER, quiet_diffusers
+from sar_gen.pipelines import ADAPTER
 from sar_gen.settings import Settings
 from sar_gen.strategies import LORA, Lora, Strategy
 from sar_gen.training.config import LoraConfig, TrainingConfig
@@ -62,27 +62,8 @@ def find_base(name: str, settings: Settings, beside: Path | None = None) -> Base
 
 
 def load_pipeline(base: Base) -> Any:
-    """Load a base in float32 on the CPU, every part frozen.
-
-    Weights of 16 bits become float32 exactly, so that what is trained starts where the base is.
-    """
-    diffusers = quiet_diffusers()
-    options: dict[str, Any] = {"image_encoder": None, "feature_extractor": None}
-    if base.spec.family == "sdxl":
-        kind, options["add_watermarker"] = diffusers.StableDiffusionXLPipeline, False
-    else:
-        kind = diffusers.StableDiffusionPipeline
-        options |= {"safety_checker": None, "requires_safety_checker": False}
-    variant = base.spec.variant
-    if variant and any(f".{variant}." in path.name for path in base.folder.glob("*/*")):
-        options["variant"] = variant
-    pipe = kind.from_pretrained(
-        base.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **options
-    )
-    pipe.set_progress_bar_config(disable=True)
-    for part in folders.PARTS[base.spec.family]:
-        getattr(pipe, part).float().requires_grad_(False).eval()
-    return pipe
+    """Load a base in float32 on the CPU, every part frozen: what is trained starts exactly where the base is."""
+    return pipelines.load_pipeline(base.folder, base.spec.family, base.spec.variant, torch.float32)
 
 
 @dataclass

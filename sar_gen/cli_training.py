@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import signal
 import sys
@@ -142,6 +143,8 @@ def train(
         chosen, settings, resume=resume, minutes=minutes, stop=_stopped_by_signals(),
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
+    if int(os.environ.get("RANK", 0)):
+        return  # one of several processes; the first one speaks
     if as_json:
         losses = {"first": result.losses[0], "last": result.losses[-1]} if result.losses else {}
         data = dataclasses.asdict(result) | {"folder": str(result.folder) if result.folder else None}

@@ -223,7 +223,8 @@ def test_a_page_that_is_loaded_again_offers_what_was_dropped_in(settings, tmp_pa
     (folder / "card.toml").write_text('id = "mine"\nbase = "sar-mini"\ntitle = "Mine"\n')
     after = with_choices(settings, "sar-mini", "mine", gr.skip())
     assert [c for c in after["checkpoint"].choices if c not in before["checkpoint"].choices] == [("Mine", "mine")]
-    assert [value for _, value in after["strategy"].choices] == ["foundation", "unet-full"]
+    # the base's own, the one that ships, the one that was dropped in
+    assert [value for _, value in after["strategy"].choices] == ["foundation", "vae-decoder", "unet-full"]
     assert after["checkpoint"].value == "mine"
     # What is shown is kept: an update holds only what it was given.
     assert "value" not in before["checkpoint"].constructor_args

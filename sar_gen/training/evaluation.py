@@ -41,7 +41,6 @@ from sar_gen.quality.report import Pooled, pooled_sets
 from sar_gen.quality.statistics import PatchStatistics, concat, patch_statistics
 from sar_gen.quality.texture import GLCM_NAMES
 from sar_gen.sensitivity import weights_of_splits
-from sar_gen.strategies import with_token
 from sar_gen.training.captions import PHRASES
 from sar_gen.training.config import STRICT, Positive
 from sar_gen.training.copies import averaged, nearest_crops
@@ -374,7 +373,7 @@ def generate_class(
     from sar_gen.request import Failed, GenerationRequest, PatchReady
 
     prompts = prompts_of(terrain, config)
-    plain = [with_token(prompt, spec.token) if spec.token else prompt for prompt in prompts]
+    plain = [spec.prompt_for(prompt) for prompt in prompts]
     facts = {
         "checkpoint": spec.id, "sha256": dict(spec.sha256), "prompts": plain, "seed": seed, "patches": config.patches,
         "steps": config.steps, "guidance": config.guidance,

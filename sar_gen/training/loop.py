@@ -44,7 +44,16 @@ from sar_gen.training.parts import (
     trained_tensors,
 )
 from sar_gen.training.rates import rate
-from sar_gen.training.state import Clock, Journal, check_same_run, latest, read_journal, save_state
+from sar_gen.training.state import (
+    Clock,
+    Journal,
+    check_same_run,
+    latest,
+    new_accelerator,
+    read_journal,
+    save_state,
+    seed_of,
+)
 from sar_gen.training.validation import reference_of, validate
 
 Say = Callable[[str], None]
@@ -217,20 +226,16 @@ class _Run:
         record: dict[str, Any],
         vae_digest: str,
     ) -> None:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
-
-        AcceleratorState._reset_state()  # what an earlier run left in this process, perhaps of another precision
 
         self.config, self.base, self.data, self.settings = config, base, data, settings
         self.record = {**record, "vae": vae_digest}
         options, dtype = config.denoiser, DTYPES[config.run.precision]
         # The last layer of a CLIP encoder is not used (penultimate states), so some parameters have no gradient.
         kwargs = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self.accelerator = Accelerator(
-            cpu=device == "cpu",
-            mixed_precision=config.run.precision,
+        self.accelerator = new_accelerator(
+            config.run.precision,
+            device,
             gradient_accumulation_steps=options.accumulate,
             kwargs_handlers=[kwargs],
         )
@@ -501,11 +506,6 @@ def make_optimiser(parts: Parts, options: DenoiserConfig) -> torch.optim.Optimiz
                 decay = options.weight_decay if decays else 0.0
                 groups.append({"params": own, "lr": highest, "highest": highest, "weight_decay": decay})
     return adamw(groups, options.eight_bit, options.beta2)
-
-
-def seed_of(*numbers: int) -> int:
-    """Return one seed of several numbers, such as seed, step and process."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def peak_memory(device: str) -> int:

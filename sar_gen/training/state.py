@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import describe_os_error, write_atomic
 
@@ -161,6 +163,28 @@ def read_journal(work: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def new_accelerator(precision: str, device: str, **options: Any) -> Any:
+    """Return accelerate's Accelerator for a run.
+
+    What an earlier run left in this process, perhaps of another precision, goes: accelerate refuses a second one.
+
+    Args:
+        precision: ``no``, ``bf16`` or ``fp16``.
+        device: ``cpu``; else accelerate takes the CUDA device of its process.
+        **options: of the Accelerator.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu", **options)
+
+
+def seed_of(*numbers: int) -> int:
+    """Return one seed, of 63 bits, of several numbers, such as seed, step and process."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 @dataclasses.dataclass

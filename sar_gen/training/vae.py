@@ -33,7 +33,16 @@ from sar_gen.training.config import OptimiserConfig, TrainingConfig, VaeConfig
 from sar_gen.training.optimiser import adamw
 from sar_gen.training.parts import lora_of
 from sar_gen.training.rates import rate
-from sar_gen.training.state import Clock, Journal, check_same_run, latest, read_journal, save_state
+from sar_gen.training.state import (
+    Clock,
+    Journal,
+    check_same_run,
+    latest,
+    new_accelerator,
+    read_journal,
+    save_state,
+    seed_of,
+)
 
 ENCODER = ("encoder.", "quant_conv.")
 ADAPTER = "default"  # PEFT's name of the LoRA while it is trained
@@ -123,7 +132,7 @@ def train_vae(
     check_modes(row)
     if row.vae_decoder == "lora":
         lora_targets(config, vae)
-    accelerator = _accelerator(config.run.precision, device)
+    accelerator = new_accelerator(config.run.precision, device)
     check_same_run(work, _settings(config, row, encoding), resume=resume, lasting=bool(accelerator.is_main_process))
     torch.manual_seed(config.run.seed)
     vae.to(torch.float32)
@@ -369,8 +378,8 @@ def _step(parts: _Parts, config: TrainingConfig, pixels: torch.Tensor, step: int
         for group in optimiser.param_groups:
             group["lr"] = now
     # Dropout of a LoRA draws from the global generator.
-    torch.manual_seed(_mixed(config.run.seed, step, accelerator.process_index))
-    noise = _noise(parts.model, real, _mixed(config.run.seed, step, accelerator.process_index))
+    torch.manual_seed(seed_of(config.run.seed, step, accelerator.process_index))
+    noise = _noise(parts.model, real, seed_of(config.run.seed, step, accelerator.process_index))
     made, mean, logvar = parts.model(real, noise)
     made = made.float()
     losses = {"l1": (made - real).abs().mean(), "l2": (made - real).square().mean()}
@@ -423,11 +432,6 @@ def _unwrapped(model: Any) -> Any:
     return getattr(model, "module", model)
 
 
-def _mixed(*numbers: int) -> int:
-    """Return one 63-bit number of several."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
 def _last(vae: Any, row: Strategy) -> nn.Parameter | None:
     """Return the last trained matrix of the decoder, which the two gradients are compared at."""
     if row.vae_decoder == "frozen":
@@ -453,15 +457,6 @@ def _compile(vae: Any, row: Strategy) -> list[Any]:
     for block in blocks:
         block.compile()
     return blocks
-
-
-def _accelerator(precision: str, device: str) -> Any:
-    """Return an Accelerator; the state that an earlier one left here, perhaps of another precision, goes."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
 
 
 def _register(accelerator: Any, trained: dict[str, nn.Parameter], critic: nn.Module, average: Any) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from sar_gen import checkpoints
 from sar_gen.errors import InputError
 from sar_gen.request import GenerationRequest, PatchReady
-from sar_gen.training.loop import seed_of, train
-from sar_gen.training.state import read_journal
+from sar_gen.training.loop import train
+from sar_gen.training.state import read_journal, seed_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

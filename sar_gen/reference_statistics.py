@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from sar_gen.amplitude import S1_VH, S1_VV, Scale, db_to_linear, normalise
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import sha256_of, write_atomic
-from sar_gen.guides import CLASSES, OPTICAL_SCALE, load_palette, optical_order
+from sar_gen.guides import OPTICAL_SCALE, optical_order
+from sar_gen.palettes import CLASSES, load_palette
 from sar_gen.quality.statistics import patch_statistics
 from sar_gen.quality.texture import GLCM_NAMES
 from sar_gen.references import INDEX, pack_statistics

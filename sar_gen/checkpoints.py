@@ -255,29 +255,22 @@ def catalogue(settings: Settings) -> dict[str, CheckpointSpec]:
 def scan(settings: Settings) -> tuple[dict[str, CheckpointSpec], list[str]]:
     """Return the catalogue and one sentence for each entry that had to be left out."""
     found: dict[str, CheckpointSpec] = {}
-    problems: list[str] = []
     rows: list[_Row] = []
-    roots: list[tuple[Path, Origin]] = [(settings.checkpoints, "embedded"), (settings.home / "checkpoints", "user")]
-    for folder in settings.checkpoint_folders:
-        if not folder.is_dir():
-            problems.append(f"The folder of checkpoints {folder} does not exist; correct SAR_GEN_CHECKPOINT_FOLDERS.")
-        elif (folder / "card.toml").is_file():
-            problems.append(
-                f"{folder} is a checkpoint itself; put the folder that holds it into SAR_GEN_CHECKPOINT_FOLDERS."
-            )
-        elif folder.resolve() not in [root.resolve() for root, _ in roots]:
-            roots.append((folder, "user"))
-    for root, origin in roots:
+    places, problems = roots(settings)
+    for root, origin in places:
         for path in sorted(root.glob("*/card.toml")):
             try:
-                rows.append(_Row(read_card(path), path.parent, origin))
+                card = read_card(path)
             except InputError as error:
                 problems.append(str(error))
+                continue
+            if card.get("kind") != "guides":  # those are ``guide_networks``' own
+                rows.append(_Row(card, path.parent, origin))
     try:
         rows += [_Row(entry, None, "user") for entry in _user_entries(settings)]
     except InputError as error:
         problems.append(str(error))
-    pins = _read_home(settings, "pins.json")
+    pins = read_home(settings, "pins.json")
     public = [dataclasses.replace(spec, revision=spec.revision or pins.get(str(spec.repo_id))) for spec in PUBLIC]
     # Bases first, so that what goes on them finds them.
     ordered: list[_Row | CheckpointSpec] = [*(r for r in rows if not r.on_base), *public]
@@ -291,6 +284,22 @@ def scan(settings: Settings) -> tuple[dict[str, CheckpointSpec], list[str]]:
             problems.append(f"The id {spec.id!r} is used twice ({spec.path or spec.repo_id}); rename one of them.")
         else:
             found[spec.id] = spec
+    return found, problems
+
+
+def roots(settings: Settings) -> tuple[list[tuple[Path, Origin]], list[str]]:
+    """Return the folders that hold checkpoint folders, and one sentence for each that cannot be one."""
+    found: list[tuple[Path, Origin]] = [(settings.checkpoints, "embedded"), (settings.home / "checkpoints", "user")]
+    problems = []
+    for folder in settings.checkpoint_folders:
+        if not folder.is_dir():
+            problems.append(f"The folder of checkpoints {folder} does not exist; correct SAR_GEN_CHECKPOINT_FOLDERS.")
+        elif (folder / "card.toml").is_file():
+            problems.append(
+                f"{folder} is a checkpoint itself; put the folder that holds it into SAR_GEN_CHECKPOINT_FOLDERS."
+            )
+        elif folder.resolve() not in [root.resolve() for root, _ in found]:
+            found.append((folder, "user"))
     return found, problems
 
 
@@ -389,7 +398,7 @@ def add_checkpoint(
         entry, folder = _hub_entry(hub_id["repo"], hub_id["revision"], known, base, settings), None
     else:
         raise InputError(f"{source} does not exist; give a folder, a .safetensors file or a hub id (owner/name).")
-    entry["id"] = id or entry.get("id") or _slug(path.name.split("@")[0])
+    entry["id"] = id or entry.get("id") or slug(path.name.split("@")[0])
     if entry["id"] in known:
         raise InputError(f"The id {entry['id']!r} is taken; choose another one (--id).")
     if entry.get("kind", "pipeline") == "pipeline":
@@ -402,7 +411,7 @@ def add_checkpoint(
         if files.deltas and below is not None and not missing_files(on, settings):
             check_deltas(files, below, spec.title, settings, on.variant)
     entries = [*_user_entries(settings), entry]
-    _write_home(settings, "checkpoints.json", {"checkpoints": entries})
+    write_home(settings, "checkpoints.json", {"checkpoints": entries})
     return spec
 
 
@@ -413,7 +422,7 @@ def pipeline_at(folder: Path) -> CheckpointSpec:
         InputError: it is not a pipeline folder that may be loaded.
     """
     entry, _ = _local_entry(folder.resolve(), {}, None)
-    entry.setdefault("id", _slug(folder.name))
+    entry.setdefault("id", slug(folder.name))
     return _spec({**entry, "base": entry["id"]}, folder.resolve(), "user", None)
 
 
@@ -429,7 +438,7 @@ def remove_checkpoint(id: str, settings: Settings) -> None:
         spec = resolve(catalogue(settings), id)
         where = f"delete its folder {spec.path}" if spec.path else "it is part of the studio"
         raise InputError(f"{id} was not added with 'checkpoints add'; {where}.")
-    _write_home(settings, "checkpoints.json", {"checkpoints": left})
+    write_home(settings, "checkpoints.json", {"checkpoints": left})
 
 
 def local_folder(spec: CheckpointSpec, settings: Settings) -> Path:
@@ -460,7 +469,7 @@ def missing_files(spec: CheckpointSpec, settings: Settings) -> list[str]:
     where = _place(spec, settings)
     if spec.kind == "lora" and spec.path is not None:
         return [] if spec.path.is_file() else [spec.path.name]
-    manifest = _read_home(settings, _manifest(spec)).get("files") if spec.repo_id and spec.revision else None
+    manifest = read_home(settings, _manifest(spec)).get("files") if spec.repo_id and spec.revision else None
     if manifest and where is not None:
         return [name for name, file in manifest.items() if not _complete(where / name, file.get("size"))]
     if where is None or not where.is_dir():
@@ -497,8 +506,8 @@ def pull(spec: CheckpointSpec, settings: Settings, progress: Progress | None = N
     listing = hub.list_repository(repo_id, spec.revision, hint=_hint(spec))
     if spec.revision is None:
         spec = dataclasses.replace(spec, revision=listing.commit)
-        pins = {**_read_home(settings, "pins.json"), repo_id: listing.commit}
-        _write_home(settings, "pins.json", pins)
+        pins = {**read_home(settings, "pins.json"), repo_id: listing.commit}
+        write_home(settings, "pins.json", pins)
     if spec.kind == "pipeline":
         index = hub.read_json_file(repo_id, listing.commit, "model_index.json", hint=_hint(spec))
         _same_family(spec, folders.pipeline_family(index, spec.title))
@@ -507,7 +516,7 @@ def pull(spec: CheckpointSpec, settings: Settings, progress: Progress | None = N
         names = hub.strategy_file_names(list(listing.files), spec.title)
     files = {name: listing.files[name] for name in names}
     manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in files.items()}
-    _write_home(settings, _manifest(spec), {"repo_id": repo_id, "revision": spec.revision, "files": manifest})
+    write_home(settings, _manifest(spec), {"repo_id": repo_id, "revision": spec.revision, "files": manifest})
     folder = hub.download(repo_id, listing.commit, files, progress, hint=_hint(spec))
     if spec.kind == "pipeline":
         folders.check_pipeline(folder, spec.variant)
@@ -531,7 +540,7 @@ def verify(spec: CheckpointSpec, settings: Settings) -> dict[str, str]:
         local_folder(spec, settings)  # raises the sentence
         raise AssertionError("unreachable")
     result = {}
-    cache = _read_home(settings, "verified.json")
+    cache = read_home(settings, "verified.json")
     for name, wanted in expected.items():
         path = where if where.is_file() else where / name
         if not path.is_file():
@@ -540,7 +549,7 @@ def verify(spec: CheckpointSpec, settings: Settings) -> dict[str, str]:
         found = sha256_of(path)
         cache[str(path.resolve())] = {**_stamp(path), "sha256": found}
         result[name] = "ok" if found == wanted else "differs"
-    _write_home(settings, "verified.json", cache, optional=True)
+    write_home(settings, "verified.json", cache, optional=True)
     for path in _weights(spec, where):
         name = path.name if where.is_file() else path.relative_to(where).as_posix()
         result.setdefault(name, "no hash is stated")
@@ -604,7 +613,7 @@ def expected_hashes(spec: CheckpointSpec, settings: Settings) -> dict[str, str]:
     """Return ``{file: sha256}`` from the card, or from the hub's own list of files at the pinned commit."""
     if spec.sha256 or not (spec.repo_id and spec.revision):
         return dict(spec.sha256)
-    manifest = _read_home(settings, _manifest(spec)).get("files", {})
+    manifest = read_home(settings, _manifest(spec)).get("files", {})
     return {name: file["sha256"] for name, file in manifest.items() if file.get("sha256")}
 
 
@@ -616,7 +625,7 @@ def hashes_of(paths: list[Path], settings: Settings) -> dict[Path, str]:
     Raises:
         InputError: a file cannot be read.
     """
-    cache = _read_home(settings, "verified.json")
+    cache = read_home(settings, "verified.json")
     result: dict[Path, str] = {}
     changed = False
     for path in paths:
@@ -635,7 +644,7 @@ def hashes_of(paths: list[Path], settings: Settings) -> dict[Path, str]:
             raise InputError(f"{path} cannot be read ({error.strerror or error}); bring the file again.") from error
         result[path] = known["sha256"]
     if changed:
-        _write_home(settings, "verified.json", cache, optional=True)
+        write_home(settings, "verified.json", cache, optional=True)
     return result
 
 
@@ -860,7 +869,8 @@ def _hint(spec: CheckpointSpec) -> str:
     )
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """Return an id made of a name."""
     text = re.sub(r"[^a-z0-9._-]+", "-", name.lower().removesuffix(".safetensors")).strip("-._")
     return text[:64] or "checkpoint"
 
@@ -893,7 +903,8 @@ def _user_entries(settings: Settings) -> list[dict[str, Any]]:
     return entries
 
 
-def _read_home(settings: Settings, name: str) -> dict[str, Any]:
+def read_home(settings: Settings, name: str) -> dict[str, Any]:
+    """Return the JSON object of a file in ``settings.home``; empty where there is none."""
     try:
         data = json.loads((settings.home / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -901,7 +912,12 @@ def _read_home(settings: Settings, name: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _write_home(settings: Settings, name: str, data: dict[str, Any], optional: bool = False) -> None:
+def write_home(settings: Settings, name: str, data: dict[str, Any], optional: bool = False) -> None:
+    """Write a JSON object to a file in ``settings.home``, atomically.
+
+    Raises:
+        SarGenError: it cannot be written, and is not ``optional``.
+    """
     try:
         write_atomic(settings.home / name, json.dumps(data, indent=1).encode())
     except SarGenError as error:

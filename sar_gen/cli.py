@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,7 @@ from sar_gen.cli_common import (
     print_json,
     table,
 )
+from sar_gen.cli_guides import guides_app, read_guides
 from sar_gen.cli_references import references_app
 from sar_gen.cli_training import add_commands
 from sar_gen.errors import InputError, SarGenError
@@ -34,12 +35,9 @@ from sar_gen.files import write_atomic
 from sar_gen.patches import Patch, PixelMeaning, read_folder, read_patch, read_tiles
 from sar_gen.request import (
     DEFAULT_STRENGTH,
-    GUIDE_KINDS,
     Done,
     Failed,
     GenerationRequest,
-    Guide,
-    GuideKind,
     Judged,
     Loading,
     Notice,
@@ -47,6 +45,7 @@ from sar_gen.request import (
     Saved,
     Step,
     Stopped,
+    scene_size,
 )
 from sar_gen.runs import RunRecord
 from sar_gen.settings import Settings
@@ -67,6 +66,7 @@ app = typer.Typer(
 checkpoints_app = typer.Typer(help="The catalogue of checkpoints.", invoke_without_command=True)
 runs_app = typer.Typer(help="What was made.", invoke_without_command=True)
 app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(guides_app, name="guides")
 app.add_typer(references_app, name="references")
 app.add_typer(runs_app, name="runs")
 add_commands(app)
@@ -111,8 +111,23 @@ def generate(
     scheduler: Annotated[str, typer.Option(help="default, dpm++, ddim or euler.")] = "default",
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
-    guide: Annotated[Path | None, typer.Option(help="Image that steers the scene.")] = None,
-    guide_kind: Annotated[str, typer.Option(help="sketch, map, optical or sar.")] = "map",
+    guide: Annotated[
+        list[Path] | None, typer.Option(help="Image that steers the scene; may be repeated, as the options below.")
+    ] = None,
+    guide_kind: Annotated[list[str] | None, typer.Option(help="sketch, map (default), optical or sar.")] = None,
+    guide_way: Annotated[
+        list[str] | None,
+        typer.Option(help="Network that reads it (`guides list`), or image-to-image; the checkpoint's if left out."),
+    ] = None,
+    guide_weight: Annotated[list[float] | None, typer.Option(help="Of a network: 0 is without, 1 as trained.")] = None,
+    guide_start: Annotated[list[float] | None, typer.Option(help="Share of the steps before it sets in.")] = None,
+    guide_end: Annotated[list[float] | None, typer.Option(help="Share of the steps after which it ends.")] = None,
+    guide_palette: Annotated[
+        list[str] | None, typer.Option(help="Of a map: auto, studio, worldcover, dynamicworld, igbp, sen12ms, …")
+    ] = None,
+    guide_size: Annotated[
+        bool, typer.Option("--guide-size", help="Make the scene as large as the first guide.")
+    ] = False,
     strength: Annotated[
         float, typer.Option(help="Image-to-image: 0 keeps the guide, 1 ignores it.")
     ] = DEFAULT_STRENGTH,
@@ -123,6 +138,12 @@ def generate(
 ) -> None:
     """Generate SAR patches from a prompt."""
     settings = _settings(runs=out, device=device)
+    guides = read_guides(
+        guide or [], guide_kind or [], guide_way or [], guide_weight or [], guide_start or [], guide_end or [],
+        guide_palette or [], settings,
+    )  # fmt: skip
+    if guide_size:
+        width, height = scene_size(guides, settings)
     request = GenerationRequest(
         prompt=prompt,
         negative=negative,
@@ -135,7 +156,7 @@ def generate(
         width=width,
         height=height,
         scheduler=scheduler,
-        guide=None if guide is None else _read_guide(guide, guide_kind, settings),
+        guides=guides,
         strength=strength,
     )
     _run(Studio(settings), request, reference, as_json)
@@ -380,14 +401,6 @@ def _load_clip(source: str, settings: Settings) -> SarClip:
     from sar_gen.quality.semantic import load_sarclip
 
     return load_sarclip(source, settings)
-
-
-def _read_guide(path: Path, kind: str, settings: Settings) -> Guide:
-    from sar_gen.guides import read_guide
-
-    if kind not in GUIDE_KINDS:
-        raise InputError(f"The guide kind {kind!r} is unknown; choose one of {', '.join(get_args(GuideKind))}.")
-    return read_guide(path, kind, settings.max_pixels)
 
 
 def _run(studio: Studio, request: GenerationRequest, reference: str | None, as_json: bool) -> list[Saved]:

@@ -17,7 +17,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,10 +27,13 @@ from numpy.typing import NDArray
 
 from sar_gen import checkpoints
 from sar_gen.amplitude import from_model, to_model
+from sar_gen.conditioning import Prepared, prepare, prepare_guides
 from sar_gen.errors import InputError, SarGenError
-from sar_gen.guides import prepare_guide
+from sar_gen.guide_networks import identity as network_identity
+from sar_gen.guide_networks import networks
 from sar_gen.pipelines import PipelineHolder, Placement
 from sar_gen.request import (
+    SIZE_STEP,
     Done,
     EngineState,
     Event,
@@ -46,10 +49,12 @@ from sar_gen.request import (
     check_request,
 )
 from sar_gen.settings import Settings
+from sar_gen.steering import Steer, decode_windows, grid, steered
 
 logger = logging.getLogger(__name__)
 
 PREVIEWS_PER_PATCH = 3
+PREVIEW_SIDE = 64  # most latent pixels a side of a preview
 WAIT_SECONDS = 0.2  # how often a waiting request looks at its place in the queue and at Stop
 
 
@@ -73,6 +78,7 @@ class Engine:
         self._changed = threading.Condition()
         self._state = EngineState("idle", "No checkpoint is loaded yet.")
         self._closed = False
+        self._guides: dict[str, dict[str, str]] = {}  # networks that the work at hand uses, with their hashes
         self._thread = threading.Thread(target=self._work, name="sar-gen-device", daemon=True)
         self._thread.start()
         # A thread that is still inside torch when the interpreter ends brings the process down with an abort.
@@ -121,8 +127,8 @@ class Engine:
         return self._follow(_Job(work, cancel))
 
     def identity(self) -> dict[str, Any]:
-        """Return what is loaded (base, strategy, hash of each part) for the record of a run."""
-        return self._holder.identity()
+        """Return what is loaded (base, strategy, hash of each part, networks in use) for the record of a run."""
+        return {**self._holder.identity(), **({"guides": self._guides} if self._guides else {})}
 
     def free(self) -> None:
         """Unload the checkpoint once the jobs before this call are done; returns when it is unloaded."""
@@ -247,7 +253,7 @@ class Engine:
                     seconds["load"] += time.perf_counter() - started
                     self._state = replace(self._state, status="busy")
                     started = time.perf_counter()
-                    self._denoise(job, request, spec, pipe, previews)
+                    self._denoise(job, request, spec, catalogue, pipe, previews)
                     seconds["generate"] += time.perf_counter() - started
                     break
                 except (torch.OutOfMemoryError, MemoryError) as error:
@@ -273,24 +279,44 @@ class Engine:
             if self._state.status == "busy":
                 self._state = replace(self._state, status="ready")
 
+    def _steers(self, job: _Job, ready: Sequence[Prepared]) -> list[Steer]:
+        """Bring the networks of the guides onto the device."""
+        steers = []
+        self._guides = {}
+        for one in ready:
+            if one.network is None or one.image is None or not one.guide.weight:
+                continue
+            network = self._holder.network(one.network, self.settings, lambda text: job.events.put(Loading(text)))
+            self._guides[one.network.id] = network_identity(one.network, self.settings)
+            steers.append(Steer(network, one.image, one.guide.weight, one.guide.start, one.guide.end))
+        return steers
+
     def _denoise(
         self,
         job: _Job,
         request: GenerationRequest,
         spec: checkpoints.CheckpointSpec,
+        catalogue: dict[str, Any],
         pipe: Any,
         previews: bool,
     ) -> None:
         """Make the patches that are not made yet, batch by batch."""
         assert request.width and request.height and request.steps and request.guidance is not None
+        known = networks(self.settings, catalogue)
+        ready = prepare_guides(request, known) if request.guides else ()
         if job.finished == 0:
             messages = [*spec.prompt_warnings(request.prompt), *prompt_notices(pipe, request)]
-            if request.guide is not None:
-                messages.append(prepare_guide(request.guide, request.width, request.height, request.seed).note)
+            messages += [one.note for one in ready]
+            messages += [warning for one in ready if one.network for warning in one.network.warnings]
+            messages += scene_notices(request, spec.resolution)
             for message in messages:
                 job.events.put(Notice(message))
-        if request.guide is not None:
+        steers = self._steers(job, ready)
+        start = request.start_guide
+        if start is not None:
             pipe = self._holder.image_to_image()
+        native = spec.resolution // pipe.vae_scale_factor
+        large = max(request.width, request.height) > spec.resolution
         default_scheduler = pipe.scheduler
         started, steps_done = time.perf_counter(), 0
         size_limit = batch_size(self._placement, request.width * request.height)
@@ -335,21 +361,78 @@ class Engine:
                     "output_type": "latent",
                     "callback_on_step_end": on_step_end,
                 }
-                if request.guide is not None:
+                if start is not None:
                     arguments["image"] = guide_tensor(request, seeds, spec.model_encoding)
                     arguments["strength"] = request.strength
                 else:
                     arguments["width"], arguments["height"] = request.width, request.height
                     arguments["latents"] = initial_noise(pipe, generators, request.height, request.width)
-                latents = pipe(**arguments).images
+                if large and spec.family == "sdxl":
+                    # Each window is a picture of the size that the UNet was trained at, and is told so.
+                    arguments["original_size"] = arguments["target_size"] = (spec.resolution, spec.resolution)
+
+                def tick() -> None:
+                    if job.cancel.is_set():
+                        raise _StoppedError
+
+                try:
+                    with steered(pipe, steers, native, seeds[0], windows_at_once(self._placement, spec), tick):
+                        latents = pipe(**arguments).images
+                except _StoppedError:
+                    return
                 if job.cancel.is_set():
                     return
                 for i, seed in enumerate(seeds):
-                    amplitude = decode(pipe, latents[i : i + 1], spec.mono, spec.model_encoding)
+                    one = latents[i : i + 1]
+                    if large:
+                        amplitude = decode_scene(pipe, one, spec, native, tick)
+                    else:
+                        amplitude = decode(pipe, one, spec.mono, spec.model_encoding)
                     job.events.put(PatchReady(first + i, seed, amplitude))
                     job.finished += 1
+        except _StoppedError:
+            return
         finally:
             pipe.scheduler = default_scheduler
+
+
+class _StoppedError(Exception):
+    """The user stopped between two windows of a large scene."""
+
+
+def windows_at_once(placement: Placement, spec: checkpoints.CheckpointSpec) -> int:
+    """Return how many windows of a large scene are computed together: as many as patches would be."""
+    return batch_size(placement, spec.resolution**2)
+
+
+def decode_scene(
+    pipe: Any, latents: torch.Tensor, spec: checkpoints.CheckpointSpec, native: int, tick: Callable[[], None]
+) -> NDArray[np.float32]:
+    """Decode a scene larger than the checkpoint's size to amplitude, ``(height, width)``, window by window.
+
+    Windows are put together in the model's grey, and turned into amplitude at last.
+    """
+
+    def grey(part: torch.Tensor) -> NDArray[np.float32]:
+        tick()
+        return decode(pipe, part, spec.mono)
+
+    joined = decode_windows(grey, latents, native, pipe.vae_scale_factor)
+    amplitude: NDArray[np.float32] = from_model(joined, spec.model_encoding)
+    return amplitude
+
+
+def scene_notices(request: GenerationRequest, resolution: int) -> list[str]:
+    """Return a sentence on how a scene larger than the checkpoint's size is made."""
+    assert request.width and request.height
+    if max(request.width, request.height) <= resolution:
+        return []
+    sides = (request.height // SIZE_STEP, request.width // SIZE_STEP)
+    count = len(grid(*sides, resolution // SIZE_STEP, np.random.default_rng(0)))
+    return [
+        f"The scene of {request.width} x {request.height} pixels is larger than the checkpoint's {resolution}: it is "
+        f"made of some {count} overlapping windows a step."
+    ]
 
 
 def batch_size(placement: Placement, pixels: int) -> int:
@@ -402,9 +485,10 @@ def guide_tensor(request: GenerationRequest, seeds: list[int], encoding: str = "
     Returns:
         float32 ``(len(seeds), 3, height, width)`` in [0, 1].
     """
-    assert request.guide is not None and request.width and request.height
-    starts = [prepare_guide(request.guide, request.width, request.height, seed).start for seed in seeds]
-    return torch.from_numpy(to_model(np.stack(starts), encoding)).unsqueeze(1).repeat(1, 3, 1, 1)
+    guide = request.start_guide
+    assert guide is not None and request.width and request.height
+    starts = [prepare(guide, None, request.width, request.height, seed).start for seed in seeds]
+    return torch.from_numpy(to_model(np.stack(starts), encoding)).unsqueeze(1).repeat(1, 3, 1, 1)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -452,12 +536,13 @@ def decode(pipe: Any, latents: torch.Tensor, mono: str, encoding: str = "linear"
 def preview_amplitude(pipe: Any, latents: torch.Tensor, mono: str, encoding: str = "linear") -> NDArray[np.float32]:
     """Return a rough look at the first patch of a batch: every second latent of the clean estimate, decoded.
 
-    A quarter of the latents costs a quarter of the decoding time. DPM-Solver++ keeps its estimate of the clean
-    latents; with other solvers the noisy latents themselves are shown.
+    A quarter of the latents costs a quarter of the decoding time; of a large scene fewer are taken. DPM-Solver++
+    keeps its estimate of the clean latents; with other solvers the noisy latents themselves are shown.
     """
     estimates = getattr(pipe.scheduler, "model_outputs", None)
     clean = estimates[-1] if estimates and estimates[-1] is not None else latents
-    return decode(pipe, clean[:1, :, ::2, ::2].contiguous(), mono, encoding)
+    every = max(2, -(-max(clean.shape[2:]) // PREVIEW_SIDE))
+    return decode(pipe, clean[:1, :, ::every, ::every].contiguous(), mono, encoding)
 
 
 def prompt_notices(pipe: Any, request: GenerationRequest) -> list[str]:

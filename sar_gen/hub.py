@@ -154,6 +154,22 @@ def strategy_file_names(names: list[str], title: str) -> list[str]:
     return kept
 
 
+def network_files(names: list[str], variant: str | None, title: str) -> list[str]:
+    """Of a repository's files, return those of a ControlNet or T2I-Adapter at its top level.
+
+    Raises:
+        InputError: it has no ``config.json``, or no safetensors weights beside it.
+    """
+    top = [name for name in names if "/" not in name]
+    weights = choose_weights(top, variant)
+    if "config.json" not in top or not weights:
+        raise InputError(
+            f"{title} has no config.json with .safetensors weights at its top level, as a ControlNet or T2I-Adapter "
+            "of diffusers has; nothing is loaded."
+        )
+    return ["config.json", *weights]
+
+
 def snapshot_folder(repo_id: str, commit: str) -> Path:
     """Return where the files of a repository at a commit are, or would be."""
     return _storage(repo_id) / "snapshots" / commit

@@ -26,6 +26,7 @@ from sar_gen.checkpoints import CheckpointSpec, base_of, check_deltas, check_has
 from sar_gen.deltas import apply_delta
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.folders import StrategyFiles
+from sar_gen.guide_networks import NetworkSpec, local_network, read_config
 from sar_gen.settings import Settings
 from sar_gen.strategies import DEFAULT_TOKEN
 from sar_gen.weights import read_header, weight_files
@@ -38,6 +39,7 @@ Say = Callable[[str], None]
 ORDER = ("unet", "text_encoder", "text_encoder_2", "vae", "scheduler", "token", "lora")
 BASE = "base"  # the source of a part that is as in the base; token and LoRA: there is none
 ADAPTER = "strategy"
+KEPT_NETWORKS = 2
 NAMES = {
     "unet": "UNet",
     "text_encoder": "text encoder",
@@ -222,6 +224,7 @@ class PipelineHolder:
         self._chosen: tuple[Any, ...] = ()
         self._light = False
         self._placed = False  # hooks are on, or the parts are on the device
+        self._networks: dict[str, Any] = {}  # by source, the one used last at the end
 
     @property
     def placement(self) -> Placement | None:
@@ -322,8 +325,57 @@ class PipelineHolder:
         self._views.add(view)
         return view
 
+    def network(self, spec: NetworkSpec, settings: Settings, say: Say = lambda _: None) -> Any:
+        """Return a network that reads guides, on the device and in the pipeline's dtype; a few are kept.
+
+        Args:
+            spec: the network; that it fits was checked before (``guide_networks.check_fits``).
+            settings: where files are.
+            say: told what is being done.
+
+        Raises:
+            InputError: its files are missing or changed.
+            SarGenError: loading failed.
+        """
+        assert self._placement is not None, "nothing is loaded"
+        folder = local_network(spec, settings)
+        files = weight_files(folder, spec.variant)
+        source = f"{_source(tuple(files))} {_plain(self._placement)}"
+        if source in self._networks:
+            self._networks[source] = self._networks.pop(source)
+            return self._networks[source]
+        while len(self._networks) >= KEPT_NETWORKS:
+            del self._networks[next(iter(self._networks))]
+        say(f"Loading {spec.title}.")
+        for path in files:
+            read_header(path)
+        kind = getattr(quiet_diffusers(), read_config(folder, spec.title)["_class_name"])
+        options = {"variant": spec.variant} if any(f".{spec.variant}." in path.name for path in files) else {}
+        try:
+            network = kind.from_pretrained(
+                folder,
+                torch_dtype=getattr(torch, self._placement.dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                **options,
+            )
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise SarGenError(f"{spec.title} could not be loaded ({_short(error)}); get its files again.") from error
+        network.to(getattr(torch, self._placement.dtype)).requires_grad_(False).eval()
+        if self._placement.offload == "none":
+            network.to(self._placement.device)
+        else:
+            from accelerate import cpu_offload
+
+            cpu_offload(network, self._placement.device)
+        self._networks[source] = network
+        return network
+
     def free(self) -> None:
         """Drop the pipeline and give its memory back, even while someone still holds the (emptied) pipeline object."""
+        self._networks = {}
         pipes = [pipe for pipe in (self._pipe, *self._views) if pipe is not None]
         self._pipe, self._views, self._untouched, self._scheduler = None, weakref.WeakSet(), {}, None
         for pipe in pipes:

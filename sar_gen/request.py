@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 GuideKind = Literal["sketch", "map", "optical", "sar"]
 GUIDE_KINDS: tuple[GuideKind, ...] = ("sketch", "map", "optical", "sar")
+IMAGE_TO_IMAGE = "image-to-image"
+"""The way of a guide that no network reads: it becomes the picture that generation starts from."""
+MAX_GUIDES = 4
 SCHEDULERS = ("default", "dpm++", "ddim", "euler")
 MAX_SEED = 2**32 - 1
 DEFAULT_STRENGTH = 0.5  # a drawn river stays unmistakable; above 0.6 it blurs (measured on the embedded checkpoint)
@@ -31,13 +36,36 @@ class Guide:
 
     Attributes:
         kind: what the image shows.
-        image: ``(height, width, 3)`` uint8, as drawn or uploaded.
+        image: ``(height, width, 3)`` uint8, as drawn or uploaded; ``(height, width)`` for a map of class codes.
         name: file name or where it came from.
+        way: id of the network that reads it (``guide_networks``), or ``IMAGE_TO_IMAGE``; ``None`` is the checkpoint's
+            default for this kind.
+        weight: of what the network adds to the denoiser; 0 is without, 1 as trained. Image-to-image has none.
+        start: share of the denoising steps before it sets in. Image-to-image has none.
+        end: share of the denoising steps after which it ends. Image-to-image has none.
+        palette: of a sketch or map, a name of ``palettes.PALETTES``, or ``auto``.
+        notes: sentences on what was done to the image when it was read.
     """
 
     kind: GuideKind
     image: NDArray[np.uint8]
     name: str = "drawing"
+    way: str | None = None
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    palette: str = "studio"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the pixels."""
+        return hashlib.sha256(np.ascontiguousarray(self.image).tobytes()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the pixels, with their hash."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "image"}
+        return {**data, "notes": list(self.notes), "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -56,9 +84,9 @@ class GenerationRequest:
         width: pixels, a multiple of 8.
         height: pixels, a multiple of 8.
         scheduler: one of ``SCHEDULERS``.
-        guide: steering image, or ``None``.
-        strength: with a guide on a checkpoint without a matching ControlNet, the share of the denoising
-            that is redone (image-to-image): 0 keeps the guide, 1 ignores it.
+        guides: steering images; a size above the checkpoint's own makes one large scene of overlapping windows.
+        strength: with a guide by image-to-image, the share of the denoising that is redone: 0 keeps the guide, 1
+            ignores it.
     """
 
     prompt: str
@@ -72,14 +100,18 @@ class GenerationRequest:
     width: int | None = None
     height: int | None = None
     scheduler: str = "default"
-    guide: Guide | None = None
+    guides: tuple[Guide, ...] = ()
     strength: float = DEFAULT_STRENGTH
 
     def to_json(self) -> dict[str, Any]:
-        """Return the request as JSON data; a guide is named, its pixels are stored by the run."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "guide"}
-        data["guide"] = None if self.guide is None else {"kind": self.guide.kind, "name": self.guide.name}
-        return data
+        """Return the request as JSON data; guides are named by hash, their pixels are stored by the run."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "guides"}
+        return {**data, "guides": [guide.to_json() for guide in self.guides]}
+
+    @property
+    def start_guide(self) -> Guide | None:
+        """The guide that generation starts from (image-to-image), where there is one."""
+        return next((guide for guide in self.guides if guide.way == IMAGE_TO_IMAGE), None)
 
 
 def check_request(
@@ -97,12 +129,28 @@ def check_request(
 
     spec = resolve(catalogue, request.checkpoint, request.strategy)
     request = completed(request, spec, settings)
-    if request.guide is not None and request.width and request.height:
-        from sar_gen.guides import prepare_guide
+    if request.guides:
+        from sar_gen.conditioning import prepare_guides
+        from sar_gen.guide_networks import networks, with_ways
 
-        prepare_guide(request.guide, request.width, request.height, request.seed)
+        known = networks(settings, catalogue)
+        request = dataclasses.replace(request, guides=with_ways(request.guides, spec, known, settings))
+        prepare_guides(request, known)
     local_folder(spec, settings)
     return request, spec
+
+
+def scene_size(guides: Sequence[Guide], settings: Settings) -> tuple[int, int]:
+    """Return width and height of a scene as large as the first guide: multiples of ``SIZE_STEP``, within the limit.
+
+    Raises:
+        InputError: there is no guide.
+    """
+    if not guides:
+        raise InputError("There is no guide to take the size from; give one, or a width and height.")
+    height, width = guides[0].image.shape[:2]
+    scale = min(1.0, settings.max_side / max(height, width))
+    return tuple(max(64, int(side * scale) // SIZE_STEP * SIZE_STEP) for side in (width, height))  # type: ignore[return-value]
 
 
 def completed(request: GenerationRequest, spec: CheckpointSpec, settings: Settings) -> GenerationRequest:
@@ -140,14 +188,25 @@ def completed(request: GenerationRequest, spec: CheckpointSpec, settings: Settin
             )
     if request.scheduler not in SCHEDULERS:
         raise InputError(f"The scheduler {request.scheduler!r} is unknown; choose one of {', '.join(SCHEDULERS)}.")
-    if request.guide is not None:
-        if request.guide.kind not in GUIDE_KINDS:
-            raise InputError(
-                f"The guide kind {request.guide.kind!r} is unknown; choose one of {', '.join(GUIDE_KINDS)}."
-            )
-        if not 0 < request.strength <= 1:
-            raise InputError(f"The strength is {request.strength}; choose more than 0, up to 1.")
+    if len(request.guides) > MAX_GUIDES:
+        raise InputError(f"There are {len(request.guides)} guides; use {MAX_GUIDES} at most.")
+    for guide in request.guides:
+        _check_guide(guide)
+    if request.guides and not 0 < request.strength <= 1:
+        raise InputError(f"The strength is {request.strength}; choose more than 0, up to 1.")
     return request
+
+
+def _check_guide(guide: Guide) -> None:
+    if guide.kind not in GUIDE_KINDS:
+        raise InputError(f"The guide kind {guide.kind!r} is unknown; choose one of {', '.join(GUIDE_KINDS)}.")
+    if not 0 <= guide.weight <= 2:
+        raise InputError(f"The weight of the {guide.kind} guide is {guide.weight}; choose 0 to 2.")
+    if not 0 <= guide.start < guide.end <= 1:
+        raise InputError(
+            f"The {guide.kind} guide runs from {guide.start} to {guide.end} of the steps; choose shares from 0 to 1, "
+            "the start before the end."
+        )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from sar_gen.amplitude import quantise
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import describe_os_error, write_atomic
-from sar_gen.request import GenerationRequest, Guide, Saved
+from sar_gen.request import IMAGE_TO_IMAGE, GenerationRequest, Guide, Saved
 
 PNG_KEY = "sar_gen"
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "gradio", "numpy")
@@ -96,7 +96,7 @@ class Run:
     folder: Path
     request: GenerationRequest
     checkpoint: dict[str, Any]
-    guide: dict[str, Any] | None = None
+    guides: list[dict[str, Any]] = field(default_factory=list)
     images: list[RunImage] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     device: dict[str, Any] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class Run:
             "index": image.index,
             "seed": image.seed,
             "checkpoint": self.checkpoint,
-            "guide": self.guide,
+            "guides": self.guides,
             "remap": "linear",
             "amplitude": {
                 "file": image.amplitude_file.name,
@@ -162,7 +162,7 @@ class Run:
             "status": self.status,
             "request": self.request.to_json(),
             "checkpoint": self.checkpoint,
-            "guide": self.guide,
+            "guides": self.guides,
             "images": [
                 {
                     "index": i.index,
@@ -207,8 +207,7 @@ class RunStore:
                 raise SarGenError(describe_os_error(self.folder / name, error)) from error
         created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         run = Run(name, self.folder / name, request, checkpoint, device=device, created=created)
-        if request.guide is not None:
-            run.guide = _save_guide(run.folder, request.guide)
+        run.guides = [_save_guide(run.folder, guide, place) for place, guide in enumerate(request.guides)]
         run._write()
         return run
 
@@ -257,16 +256,12 @@ class RunStore:
         )
 
 
-def _save_guide(folder: Path, guide: Guide) -> dict[str, Any]:
+def _save_guide(folder: Path, guide: Guide, place: int) -> dict[str, Any]:
+    name = "guide.png" if place == 0 else f"guide_{place}.png"
     buffer = io.BytesIO()
     Image.fromarray(guide.image).save(buffer, "png")
-    write_atomic(folder / "guide.png", buffer.getvalue())
-    return {
-        "kind": guide.kind,
-        "name": guide.name,
-        "file": "guide.png",
-        "sha256": hashlib.sha256(np.ascontiguousarray(guide.image).tobytes()).hexdigest(),
-    }
+    write_atomic(folder / name, buffer.getvalue())
+    return {**guide.to_json(), "file": name}
 
 
 def request_from_json(data: dict[str, Any], folder: Path | None = None) -> GenerationRequest:
@@ -275,16 +270,26 @@ def request_from_json(data: dict[str, Any], folder: Path | None = None) -> Gener
     Raises:
         InputError: the data is not a request.
     """
-    names = {f.name for f in dataclasses.fields(GenerationRequest)} - {"guide"}
+    names = {f.name for f in dataclasses.fields(GenerationRequest)} - {"guides"}
     try:
         values = {key: value for key, value in data.items() if key in names}
-        guide = None
-        if data.get("guide") and folder is not None and (folder / "guide.png").is_file():
-            pixels = np.asarray(Image.open(folder / "guide.png"))
-            guide = Guide(data["guide"]["kind"], pixels, data["guide"]["name"])
-        return GenerationRequest(**values, guide=guide)
+        # Before there were several guides a request had one, by image-to-image.
+        listed = data.get("guides") or ([{**data["guide"], "way": IMAGE_TO_IMAGE}] if data.get("guide") else [])
+        found = [_load_guide(folder, place, guide) for place, guide in enumerate(listed)]
+        return GenerationRequest(**values, guides=tuple(guide for guide in found if guide is not None))
     except (TypeError, KeyError, AttributeError, OSError) as error:
         raise InputError("The settings of this run cannot be read; it was written by another program.") from error
+
+
+def _load_guide(folder: Path | None, place: int, data: dict[str, Any]) -> Guide | None:
+    """Return a guide of a run; ``None`` where its picture is not there."""
+    name = "guide.png" if place == 0 else f"guide_{place}.png"
+    if folder is None or not (folder / name).is_file():
+        return None
+    names = {f.name for f in dataclasses.fields(Guide)} - {"image", "notes"}
+    values = {key: value for key, value in data.items() if key in names}
+    pixels = np.asarray(Image.open(folder / name))
+    return Guide(**values, image=pixels, notes=tuple(data.get("notes", ())))
 
 
 def read_run(folder: Path) -> RunRecord:

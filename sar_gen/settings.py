@@ -40,7 +40,7 @@ class Settings:
     checkpoint: str = "sar-mini"
     max_pixels: int = 100_000_000
     max_count: int = 64
-    max_side: int = 2048
+    max_side: int = 4096
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:

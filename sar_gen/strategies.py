@@ -16,7 +16,7 @@ from sar_gen.errors import InputError
 
 PartMode = Literal["frozen", "full", "lora", "learned"]
 DEFAULT_TOKEN = "<SAR>"
-_PARTS = ("unet", "text_encoder", "text_encoder_2", "token", "vae_encoder", "vae_decoder")
+_PARTS = ("unet", "text_encoder", "text_encoder_2", "token", "vae_encoder", "vae_decoder", "control")
 TITLES: dict[PartMode, str] = {
     "frozen": "as in the base",
     "full": "trained whole",
@@ -65,6 +65,7 @@ class Strategy:
         token: ``learned`` when a token embedding (``<SAR>``) is added to each text encoder.
         vae_encoder: mode of the VAE's encoder.
         vae_decoder: mode of the VAE's decoder.
+        control: ``full`` when a ControlNet that reads guides is trained beside the frozen rest (arXiv 2302.05543).
         from_scratch: the parts start from random weights, not from a base.
     """
 
@@ -77,6 +78,7 @@ class Strategy:
     token: PartMode = "frozen"
     vae_encoder: PartMode = "frozen"
     vae_decoder: PartMode = "frozen"
+    control: PartMode = "frozen"
     from_scratch: bool = False
 
     @property
@@ -147,6 +149,12 @@ _ROWS = (
         vae_decoder="full",
     ),
     _row(
+        "control",
+        "Guides: ControlNet",
+        "A network that reads guides (map, optical image, coarse SAR); the checkpoint itself stays as it is.",
+        control="full",
+    ),
+    _row(
         "foundation",
         "Trained from scratch",
         "Every part is trained from random weights: no base.",
@@ -169,6 +177,7 @@ _ATOMS: dict[str, dict[str, PartMode]] = {
     "vae-decoder": {"vae_decoder": "full"},
     "vae-decoder-lora": {"vae_decoder": "lora"},
     "vae-full": {"vae_encoder": "full", "vae_decoder": "full"},
+    "control": {"control": "full"},
 }
 _ATOM_TITLES = {"te-full": "text encoders, whole", "te-lora": "text encoders, LoRA"}
 

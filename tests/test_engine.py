@@ -1,6 +1,9 @@
 """The engine on tiny random pipelines: events, seeds, stopping, queueing, memory, failures."""
 
 import dataclasses
+import hashlib
+import re
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from PIL import Image
 
-from sar_gen import checkpoints
+from sar_gen import checkpoints, steering
 from sar_gen import engine as engine_module
 from sar_gen.amplitude import from_model, to_model
 from sar_gen.engine import Engine, batch_size, decode
@@ -41,6 +45,9 @@ def settings(tmp_path_factory):
     tiny.checkpoint(root / "checkpoints" / "base")
     tiny.checkpoint(root / "checkpoints" / "old", "sd15", seed=5)
     tiny.strategy_folder(root / "checkpoints" / "tuned", root / "checkpoints" / "base", "unet-lora")
+    tiny.network(root / "checkpoints" / "net", root / "checkpoints" / "base", warnings=["It is a test."])
+    tiny.network(root / "checkpoints" / "other-net", root / "checkpoints" / "base", seed=30, layout="picture")
+    tiny.network(root / "checkpoints" / "old-net", root / "checkpoints" / "old")
     for encoding in ("root", "db"):  # the same weights as base, another meaning of their grey
         tiny.checkpoint(root / "checkpoints" / encoding, model_encoding=encoding)
     broken = tiny.checkpoint(root / "checkpoints" / "broken")
@@ -52,6 +59,23 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(settings):
     return Engine(settings)
+
+
+def guide(kind="map", way="net", seed=0, side=64, **options):
+    """A guide by a network: a map of blocks of classes, or a random picture of 8 x 8 pixels."""
+    from sar_gen.guides import render
+
+    random = np.random.default_rng(seed)
+    if kind == "map":
+        image = render(random.integers(0, 6, (8, 8)).astype(np.uint8).repeat(side // 8, 0).repeat(side // 8, 1))
+    else:
+        image = random.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+        image = image if kind == "optical" else image[..., :1].repeat(3, 2)
+    return Guide(kind, image, way=way, **options)
+
+
+def guided(*guides, **options):
+    return dataclasses.replace(REQUEST, guides=guides, **options)
 
 
 def run(engine, request=REQUEST, **options):
@@ -211,8 +235,8 @@ def test_a_guide_starts_from_the_drawing(engine):
     from sar_gen.guides import load_palette
 
     image[:, 24:40] = load_palette().classes[0].colour
-    events, weak = run(engine, dataclasses.replace(REQUEST, guide=guide, strength=0.2, steps=10))
-    _, strong = run(engine, dataclasses.replace(REQUEST, guide=guide, strength=1.0, steps=10))
+    events, weak = run(engine, dataclasses.replace(REQUEST, guides=(guide,), strength=0.2, steps=10))
+    _, strong = run(engine, dataclasses.replace(REQUEST, guides=(guide,), strength=1.0, steps=10))
     assert {e.steps for e in events if isinstance(e, Step)} == {2}
     assert np.abs(weak[0] - strong[0]).max() > 1e-3
 
@@ -264,7 +288,12 @@ def test_bad_requests_raise_before_any_work(engine):
         (dataclasses.replace(REQUEST, prompt=""), "prompt is empty"),
         (dataclasses.replace(REQUEST, checkpoint="none"), "unknown"),
         (dataclasses.replace(REQUEST, strategy="hybrid"), "hybrid"),
-        (dataclasses.replace(REQUEST, guide=Guide("sketch", np.full((64, 64, 3), 255, np.uint8))), "drawing|empty"),
+        (
+            dataclasses.replace(REQUEST, guides=(Guide("sketch", np.full((64, 64, 3), 255, np.uint8)),)),
+            "drawing is empty",
+        ),
+        (dataclasses.replace(REQUEST, guides=(guide("map", way="nothing"),)), "no network 'nothing'"),
+        (dataclasses.replace(REQUEST, guides=(guide("map", way="old-net"),)), "they never mix"),
     ]:
         with pytest.raises(InputError, match=sentence):
             engine.generate(request)
@@ -371,7 +400,7 @@ def test_a_guide_reaches_the_vae_in_the_grey_of_the_model(engine, settings, enco
     picture[...] = picture[..., :1]
     guide = Guide("sar", picture)
     request = dataclasses.replace(
-        REQUEST, checkpoint="base" if encoding == "linear" else encoding, guide=guide, strength=0.5
+        REQUEST, checkpoint="base" if encoding == "linear" else encoding, guides=(guide,), strength=0.5
     )
     seen = []
     original = engine_module.guide_tensor
@@ -405,3 +434,225 @@ def test_a_strategy_works_on_the_grey_of_its_base_unless_it_says_otherwise(setti
     assert len(problems) == 2
     assert "set amplitude_encoding = 'linear' too" in problems[0]
     assert "model_encoding = 'log'" in problems[1]
+
+
+# Networks that read guides
+
+
+@pytest.mark.parametrize("kind", ["map", "optical", "sar"])
+def test_a_network_steers_and_without_weight_it_does_not(engine, kind):
+    _, plain = run(engine)
+    events, steered = run(engine, guided(guide(kind)))
+    _, other = run(engine, guided(guide(kind, seed=1)))
+    _, off = run(engine, guided(guide(kind, weight=0.0)))
+    np.testing.assert_array_equal(off[0], plain[0])
+    assert np.abs(steered[0] - plain[0]).max() > 1e-3
+    assert np.abs(steered[0] - other[0]).max() > 1e-4  # it is this guide that steers
+    notices = [e.message for e in events if isinstance(e, Notice)]
+    assert len(notices) == 2
+    assert notices[1] == "It is a test."
+    np.testing.assert_array_equal(run(engine, guided(guide(kind)))[1][0], steered[0])
+    np.testing.assert_array_equal(run(engine)[1][0], plain[0])
+
+
+def test_a_guided_request_equals_the_stock_controlnet_pipeline(engine, settings):
+    from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline
+
+    asked = guided(guide("optical", "other-net", weight=0.7, start=0.25, end=0.75), steps=4)
+    _, patches = run(engine, asked)
+    folder = settings.checkpoints
+    stock = StableDiffusionXLControlNetPipeline.from_pretrained(
+        folder / "base", controlnet=ControlNetModel.from_pretrained(folder / "other-net"), add_watermarker=False
+    )
+    stock.set_progress_bar_config(disable=True)
+    picture = Image.fromarray(asked.guides[0].image).resize((64, 64), Image.Resampling.BICUBIC)
+    image = stock(
+        "a river",
+        image=torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255,
+        controlnet_conditioning_scale=0.7,
+        control_guidance_start=0.25,
+        control_guidance_end=0.75,
+        num_inference_steps=4,
+        guidance_scale=1.5,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images[0]
+    np.testing.assert_allclose(patches[0], image.mean(-1), atol=1e-6)
+
+
+def test_a_guide_acts_from_its_start_to_its_end(engine):
+    steps = {"steps": 4}
+    _, plain = run(engine, dataclasses.replace(REQUEST, **steps))
+    _, whole = run(engine, guided(guide(), **steps))
+    _, late = run(engine, guided(guide(start=0.5), **steps))
+    _, early = run(engine, guided(guide(end=0.5), **steps))
+    _, never = run(engine, guided(guide(end=0.2), **steps))  # not one of four steps lies within a fifth of them
+    np.testing.assert_array_equal(never[0], plain[0])
+    pictures = [plain[0], whole[0], late[0], early[0]]
+    for i, one in enumerate(pictures):
+        assert all(np.abs(one - another).max() > 1e-4 for another in pictures[i + 1 :])
+
+
+def test_two_guides_add_up(engine):
+    one, two = guide("map"), guide("optical", "other-net", weight=0.5)
+    _, both = run(engine, guided(one, two))
+    _, turned = run(engine, guided(two, one))
+    np.testing.assert_array_equal(both[0], turned[0])
+    for alone in (one, two):
+        assert np.abs(run(engine, guided(alone))[1][0] - both[0]).max() > 1e-4
+    # A network's part is proportional to its weight: twice half of it is the whole.
+    half = guide("map", weight=0.5)
+    np.testing.assert_allclose(run(engine, guided(half, half))[1][0], run(engine, guided(one))[1][0], atol=1e-5)
+
+
+def test_a_guided_patch_of_a_batch_equals_the_same_seed_alone(engine):
+    _, batch = run(engine, guided(guide(), count=3))
+    _, alone = run(engine, guided(guide(), seed=7))
+    np.testing.assert_array_equal(batch[2], alone[0])
+    assert np.abs(batch[0] - batch[2]).max() > 0.01
+
+
+def test_a_real_batch_with_a_guide_agrees_to_rounding(engine, monkeypatch):
+    _, one_by_one = run(engine, guided(guide(), count=2))
+    monkeypatch.setattr(engine_module, "batch_size", lambda *_: 2)
+    _, batched = run(engine, guided(guide(), count=2))
+    for i in range(2):
+        np.testing.assert_allclose(batched[i], one_by_one[i], atol=1e-3)
+
+
+def test_the_identity_names_the_networks_in_use_by_their_hash(engine, settings):
+    name = "diffusion_pytorch_model.safetensors"
+    run(engine, guided(guide(), guide("optical", "other-net")))
+    assert engine.identity()["guides"] == {
+        folder: {name: hashlib.sha256((settings.checkpoints / folder / name).read_bytes()).hexdigest()}
+        for folder in ("net", "other-net")
+    }
+    run(engine, guided(guide(), guide("optical", "other-net", weight=0.0)))
+    assert set(engine.identity()["guides"]) == {"net"}
+    run(engine)
+    assert "guides" not in engine.identity()
+
+
+def test_networks_work_with_strategies_and_of_another_family(engine):
+    tuned = dataclasses.replace(REQUEST, strategy="unet-lora")
+    _, plain = run(engine, tuned)
+    _, steered = run(engine, dataclasses.replace(tuned, guides=(guide(),)))
+    assert np.abs(steered[0] - plain[0]).max() > 1e-3
+    old = dataclasses.replace(REQUEST, checkpoint="old")
+    _, plain = run(engine, old)
+    _, steered = run(engine, dataclasses.replace(old, guides=(guide(way="old-net"),)))
+    assert np.abs(steered[0] - plain[0]).max() > 1e-3
+
+
+def test_a_network_whose_file_changed_is_loaded_anew(settings, tmp_path):
+    shutil.copytree(settings.checkpoints / "base", tmp_path / "base")
+    folder = tiny.network(tmp_path / "net", tmp_path / "base")
+    engine = Engine(dataclasses.replace(settings, checkpoints=tmp_path, home=tmp_path / "home"))
+    _, before = run(engine, guided(guide()))
+    tiny.network(folder, tmp_path / "base", seed=77)
+    _, after = run(engine, guided(guide()))
+    assert np.abs(before[0] - after[0]).max() > 1e-4
+    engine.close()
+
+
+def test_image_to_image_equals_the_stock_pipeline(engine, settings):
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    from sar_gen.guides import prepare_guide
+
+    start = guide("map", way="image-to-image")
+    _, patches = run(engine, guided(start, steps=6, strength=0.5))
+    stock = StableDiffusionXLImg2ImgPipeline.from_pretrained(settings.checkpoints / "base", add_watermarker=False)
+    stock.set_progress_bar_config(disable=True)
+    grey = prepare_guide(start, 64, 64, 5).start
+    image = stock(
+        "a river",
+        image=torch.from_numpy(grey)[None, None].repeat(1, 3, 1, 1),
+        strength=0.5,
+        num_inference_steps=6,
+        guidance_scale=1.5,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images[0]
+    np.testing.assert_allclose(patches[0], image.mean(-1), atol=1e-6)
+
+
+# Scenes larger than the checkpoint's size
+
+
+def test_a_large_scene_has_the_size_asked_for_and_is_the_same_again(engine):
+    scene = dataclasses.replace(REQUEST, width=160, height=96)
+    events, first = run(engine, scene)
+    assert first[0].shape == (96, 160)
+    assert first[0].dtype == np.float32
+    assert 0 <= first[0].min() < first[0].max() <= 1
+    notices = [e.message for e in events if isinstance(e, Notice)]
+    assert len(notices) == 1
+    assert re.fullmatch(
+        r"The scene of 160 x 96 pixels is larger than the checkpoint's 64: it is made of some \d+ overlapping windows "
+        r"a step\.",
+        notices[0],
+    )
+    assert not any("windows" in e.message for e in run(engine)[0] if isinstance(e, Notice))
+    np.testing.assert_array_equal(run(engine, scene)[1][0], first[0])
+    _, batch = run(engine, dataclasses.replace(scene, seed=4, count=2))
+    np.testing.assert_array_equal(batch[1], first[0])
+    assert np.abs(batch[0] - first[0]).max() > 0.01
+    # It is smooth over its windows: a seam would show as a jump along a line, far above the mean step of its rows.
+    steps = np.abs(np.diff(first[0], axis=1)).mean(axis=0)
+    assert steps.max() < 4 * np.median(steps)
+
+
+def test_a_large_scene_follows_its_guide_where_it_is(engine):
+    """The right half of the map is another one: the left of the scene changes less than the right."""
+    scene = {"width": 192, "height": 64}
+    images = [guide(seed=seed).image for seed in (0, 1, 2)]
+    one, other = (np.concatenate([images[0], images[k], images[k]], axis=1) for k in (1, 2))
+    _, plain = run(engine, dataclasses.replace(REQUEST, **scene))
+    found = [run(engine, guided(Guide("map", image, way="net"), **scene))[1][0] for image in (one, other)]
+    assert found[0].shape == (64, 192)
+    assert np.abs(found[0] - plain[0]).max() > 1e-3
+    difference = np.abs(found[0] - found[1])
+    assert difference[:, :16].mean() < 0.2 * difference[:, 128:].mean()
+
+
+def test_stop_takes_effect_between_two_windows_of_a_large_scene(engine, monkeypatch):
+    _, before = run(engine)
+    scene = dataclasses.replace(REQUEST, width=512, height=512)
+    cancel, windows, decoded = threading.Event(), [], []
+    predict, decode_part = steering._predict, engine_module.decode
+
+    def counted(*arguments):
+        windows.append(arguments)
+        if len(windows) == 5:
+            cancel.set()
+        return predict(*arguments)
+
+    monkeypatch.setattr(steering, "_predict", counted)
+    events, patches = run(engine, scene, cancel=cancel)
+    assert len(windows) == 5  # of some hundred of the first step alone
+    assert patches == {}
+    assert isinstance(events[-1], Stopped)
+    assert events[-1].finished == 0
+    assert not any(isinstance(e, Step) for e in events)
+
+    cancel.clear()
+    monkeypatch.setattr(steering, "_predict", predict)
+    monkeypatch.setattr(
+        engine_module, "decode", lambda *a: (decoded.append(a), len(decoded) == 3 and cancel.set(), decode_part(*a))[2]
+    )
+    events, patches = run(
+        engine, dataclasses.replace(scene, width=256, height=256, steps=1), cancel=cancel, previews=False
+    )
+    assert len(decoded) == 3  # of 49
+    assert patches == {}
+    assert isinstance(events[-1], Stopped)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(run(engine)[1][0], before[0])
+
+
+def test_image_to_image_makes_large_scenes_too(engine):
+    start = guide("sar", way="image-to-image", side=128)
+    events, patches = run(engine, guided(start, width=128, height=64, strength=0.4, steps=5))
+    assert patches[0].shape == (64, 128)
+    assert {e.steps for e in events if isinstance(e, Step)} == {2}

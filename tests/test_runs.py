@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sar_gen.errors import InputError, SarGenError
-from sar_gen.request import GenerationRequest, Guide
+from sar_gen.request import IMAGE_TO_IMAGE, GenerationRequest, Guide
 from sar_gen.runs import RunStore, amplitude_sha256, request_from_png, settings_from_png
 
 FACTS = {"id": "tiny", "amplitude_encoding": "linear", "polarisation": "VV"}
@@ -60,11 +62,11 @@ def test_sha256_is_of_the_float_bytes():
 
 def test_request_comes_back_from_the_run_and_from_the_png(store):
     guide = Guide("map", np.full((8, 8, 3), 200, np.uint8), "drawn")
-    request = GenerationRequest("a river", count=2, seed=7, steps=5, guidance=1.5, guide=guide, strength=0.4)
+    request = GenerationRequest("a river", count=2, seed=7, steps=5, guidance=1.5, guides=(guide,), strength=0.4)
     run = make_run(store, request)
     record = store.open(run.id)
-    assert record.request.guide is not None
-    np.testing.assert_array_equal(record.request.guide.image, guide.image)
+    assert len(record.request.guides) == 1
+    np.testing.assert_array_equal(record.request.guides[0].image, guide.image)
     assert record.request.to_json() == request.to_json()
     assert request_from_png(run.images[0].view).to_json() == request.to_json()
 
@@ -119,3 +121,78 @@ def test_runs_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SarGenError, match="not a folder"):
         RunStore(tmp_path / "file").begin(GenerationRequest("a river"), FACTS, {})
+
+
+def several_guides():
+    """Codes of one band, a drawing with transparent parts, and SAR; each goes its own way."""
+    random = np.random.default_rng(0)
+    drawn = random.integers(0, 256, (16, 12, 4)).astype(np.uint8)
+    return (
+        Guide(
+            "map",
+            np.full((8, 8), 80, np.uint8),
+            "worldcover.tif",
+            "net",
+            0.5,
+            palette="worldcover",
+            notes=("A.", "B."),
+        ),
+        Guide("sketch", drawn, way="net", start=0.25, end=0.75),
+        Guide(
+            "sar", np.repeat(random.integers(0, 256, (9, 10, 1)), 3, axis=2).astype(np.uint8), "x.png", "other", 2.0
+        ),
+    )
+
+
+def test_several_guides_come_back_with_all_that_was_said_of_them(store):
+    request = GenerationRequest("a river", guides=several_guides())
+    run = make_run(store, request, count=1)
+    assert sorted(path.name for path in run.folder.glob("guide*")) == ["guide.png", "guide_1.png", "guide_2.png"]
+    for found in (store.open(run.id).request, request_from_png(run.images[0].view)):
+        assert len(found.guides) == 3
+        for one, given in zip(found.guides, request.guides, strict=True):
+            np.testing.assert_array_equal(one.image, given.image)
+            assert one.image.dtype == np.uint8
+            assert dataclasses.replace(one, image=given.image) == given
+            assert one.sha256 == hashlib.sha256(given.image.tobytes()).hexdigest()
+        assert found.to_json() == request.to_json()
+    data = json.loads((run.folder / "run.json").read_text())
+    assert [(guide["file"], guide["way"], guide["weight"], guide["notes"]) for guide in data["guides"]] == [
+        ("guide.png", "net", 0.5, ["A.", "B."]),
+        ("guide_1.png", "net", 1.0, []),
+        ("guide_2.png", "other", 2.0, []),
+    ]
+    assert [guide["sha256"] for guide in data["guides"]] == [guide.sha256 for guide in request.guides]
+    assert data["request"]["guides"][1]["palette"] == "studio"
+    assert settings_from_png(run.images[0].view)["guides"] == data["guides"]
+
+
+def test_a_guide_whose_picture_has_gone_is_left_out_and_the_others_stay_theirs(store):
+    run = make_run(store, GenerationRequest("a river", guides=several_guides()), count=1)
+    (run.folder / "guide_1.png").unlink()
+    left = store.open(run.id).request.guides
+    assert [guide.kind for guide in left] == ["map", "sar"]
+    np.testing.assert_array_equal(left[1].image, several_guides()[2].image)
+
+
+def test_a_run_from_before_there_were_several_guides_still_opens(store):
+    """Its one guide went by image-to-image, whatever networks there are now."""
+    guide = Guide("sketch", np.random.default_rng(0).integers(0, 256, (16, 12, 3)).astype(np.uint8), "drawn")
+    run = make_run(store, GenerationRequest("a river", guides=(guide,), strength=0.4), count=1)
+    path = run.folder / "run.json"
+    data = json.loads(path.read_text())
+    del data["guides"], data["request"]["guides"]
+    data["guide"] = {"kind": "sketch", "name": "drawn", "file": "guide.png", "sha256": guide.sha256}
+    data["request"]["guide"] = {"kind": "sketch", "name": "drawn"}
+    path.write_text(json.dumps(data))
+    request = store.open(run.id).request
+    [found] = request.guides
+    assert (found.kind, found.name, found.way, found.weight, found.palette) == (
+        *("sketch", "drawn", IMAGE_TO_IMAGE, 1.0, "studio"),
+    )
+    np.testing.assert_array_equal(found.image, guide.image)
+    assert request.start_guide is found
+    assert request.strength == 0.4
+    data["guide"] = data["request"]["guide"] = None
+    path.write_text(json.dumps(data))
+    assert store.open(run.id).request.guides == ()

@@ -269,3 +269,43 @@ def _scheduler() -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+
+
+def network(folder: Path, base: Path, seed: int = 20, layout: str = "studio", **card: Any) -> Path:
+    """Write a ControlNet with a card (its name is the id) for the tiny pipeline ``base`` and return its folder.
+
+    Its last layers are not zero, as they are before training, so that it changes the picture.
+    """
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    from sar_gen.conditioning import PLANES
+
+    torch.manual_seed(seed)
+    channels = len(PLANES) if layout == "studio" else 3
+    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+    control = ControlNetModel.from_unet(unet, conditioning_channels=channels)
+    with torch.no_grad():
+        for block in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+            block.weight.normal_(std=0.2)
+        seen = control.controlnet_cond_embedding
+        for layer in (seen.conv_in, *seen.blocks, seen.conv_out):  # wide enough for what it sees to matter
+            layer.weight.normal_(std=2 / layer.weight[0].numel() ** 0.5)
+    control.save_pretrained(folder)
+    kinds = {"map": "studio", "optical": "grey", "sar": "linear"}
+    write_card(
+        folder, **{"id": folder.name, "kind": "guides", "base": base.name, "layout": layout, "kinds": kinds, **card}
+    )
+    return folder
+
+
+def adapter(folder: Path, base: Path, seed: int = 21, **card: Any) -> Path:
+    """Write a T2I-Adapter for pictures with a card for the tiny SD 1.5 pipeline ``base`` and return its folder."""
+    from diffusers import T2IAdapter
+
+    torch.manual_seed(seed)
+    widths = json.loads((base / "unet" / "config.json").read_text())["block_out_channels"]
+    made = T2IAdapter(channels=widths, num_res_blocks=1, downscale_factor=8, adapter_type="full_adapter")
+    made.save_pretrained(folder)
+    defaults = {"id": folder.name, "kind": "guides", "base": base.name, "kinds": {"optical": "picture"}}
+    write_card(folder, **{**defaults, **card})
+    return folder

@@ -132,6 +132,8 @@ class DenoiserConfig(OptimiserConfig):
             base's.
         min_snr_gamma: weight the loss by min(SNR, gamma) (arXiv 2303.09556); 0 is without.
         noise_offset: strength of a constant added to each channel's noise; 0 is without.
+        timesteps: ``uniform``; ``cubic`` draws more of the noisy ones, where the layout of a scene is decided
+            (arXiv 2302.08453, section 3.3): ``t = (1 - u^3) T``.
     """
 
     steps: Positive = 1000
@@ -140,6 +142,38 @@ class DenoiserConfig(OptimiserConfig):
     zero_terminal_snr: bool | None = None
     min_snr_gamma: Annotated[float, Field(ge=0)] = 0.0
     noise_offset: Annotated[float, Field(ge=0)] = 0.0
+    timesteps: Literal["uniform", "cubic"] = "uniform"
+
+
+@dataclass(frozen=True, config=STRICT)
+class GuidesConfig:
+    """What a ControlNet is trained to read; each patch of a batch has one kind of guide, or none.
+
+    Attributes:
+        kinds: of guide, made of the patch and its co-registered optical picture.
+        dropped: share of patches without a guide.
+        attention: the network also reads the text, as its UNet does; without it is half as large.
+        jitter: most that the optical picture's gain and gamma are changed by, as a factor of e.
+        factors: pixels of the scene a pixel of coarse SAR, smallest and largest.
+        looks: of the speckle that is put on coarse SAR (another pass of another sensor), smallest and largest.
+        maps: folder of class maps made of the optical pictures; those that are not there yet are made. ``None``: in
+            the work folder.
+    """
+
+    kinds: tuple[Literal["map", "optical", "sar"], ...] = ("map", "optical", "sar")
+    dropped: Share = 0.05
+    attention: bool = False
+    jitter: Annotated[float, Field(ge=0)] = 0.2
+    factors: tuple[float, float] = (4.0, 8.0)
+    looks: tuple[float, float] = (10.0, 100.0)
+    maps: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("factors", self.factors), ("looks", self.looks)):
+            if not 1 <= low <= high:
+                raise ValueError(f"{name} should rise from 1 or more")
+        if not self.kinds:
+            raise ValueError("name at least one kind of guide")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -225,6 +259,7 @@ class TrainingConfig:
         lora: overrides by part (``unet``, ``text_encoder``, ``text_encoder_2``, ``vae_decoder``).
         denoiser: of UNet, text encoders and token.
         vae: of the VAE.
+        guides: of a ControlNet.
         run: the rest.
     """
 
@@ -242,6 +277,7 @@ class TrainingConfig:
     )
     denoiser: DenoiserConfig = dataclasses.field(default_factory=DenoiserConfig)
     vae: VaeConfig = dataclasses.field(default_factory=VaeConfig)
+    guides: GuidesConfig = dataclasses.field(default_factory=GuidesConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

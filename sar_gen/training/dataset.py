@@ -101,7 +101,7 @@ class Dataset:
         crop_places: CropPlaces,
     ) -> None:
         self.rows = list(rows)
-        self._folder, self._config, self._seed, self._places = folder, config, seed, crop_places
+        self.folder, self._config, self._seed, self._places = folder, config, seed, crop_places
         self._sizes = [crop_size(row.height, row.width, resolution, row.key) for row in self.rows]
         members: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, size in enumerate(self._sizes):
@@ -129,7 +129,7 @@ class Dataset:
         row = self.rows[index]
         values = self._kept.get(index)
         if values is None:
-            values = stored_pixels(row, self._folder / row.file)
+            values = stored_pixels(row, self.folder / row.file)
             if values.nbytes <= self._room:
                 self._room -= values.nbytes
                 self._kept[index] = values

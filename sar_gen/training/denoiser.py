@@ -33,13 +33,16 @@ class Denoiser(torch.nn.Module):
     One module, so that one ``forward`` reaches every trained parameter, which is what data-parallel training needs.
     """
 
-    def __init__(self, pipe: Any, *, trains_text: bool) -> None:
+    def __init__(self, pipe: Any, *, trains_text: bool, control: Any = None) -> None:
         super().__init__()
         self.unet = pipe.unet
+        self.control = control
         self.text_encoder = pipe.text_encoder if trains_text else None
         self.text_encoder_2 = getattr(pipe, "text_encoder_2", None) if trains_text else None
 
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, text: Text) -> torch.Tensor:
+    def forward(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, text: Text, guide: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the prediction, ``(n, c, h, w)``.
 
         Args:
@@ -47,11 +50,19 @@ class Denoiser(torch.nn.Module):
             timesteps: ``(n,)``.
             text: ``context`` (and ``pooled``), or token ``ids`` (and ``ids_2``) with ``kept``: 0 where the text is
                 dropped; for SDXL also ``time_ids`` ``(n, 6)``.
+            guide: what the ControlNet reads, ``(n, planes, height, width)`` in pixels.
         """
         if "ids" in text:
             text = {**text, **encode_text(self.text_encoder, self.text_encoder_2, text)}
         added = {"text_embeds": text["pooled"], "time_ids": text["time_ids"]} if "time_ids" in text else None
-        return self.unet(noisy, timesteps, text["context"], added_cond_kwargs=added, return_dict=False)[0]
+        options: dict[str, Any] = {"added_cond_kwargs": added, "return_dict": False}
+        if self.control is None:
+            return self.unet(noisy, timesteps, text["context"], **options)[0]
+        down, middle = self.control(noisy, timesteps, text["context"], guide, **options)
+        return self.unet(
+            noisy, timesteps, text["context"], down_block_additional_residuals=down,
+            mid_block_additional_residual=middle, **options,
+        )[0]  # fmt: skip
 
 
 def encode_text(encoder: Any, encoder_2: Any, text: Text) -> Text:

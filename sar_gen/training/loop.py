@@ -31,6 +31,7 @@ from sar_gen.settings import Settings
 from sar_gen.training.config import DenoiserConfig, TrainingConfig
 from sar_gen.training.dataset import Dataset, ShardDataset, open_dataset, open_manifest
 from sar_gen.training.denoiser import Denoiser, LatentSource, RowCache, TextSource, text_width
+from sar_gen.training.guide_planes import GuidePlanes
 from sar_gen.training.losses import NoiseSchedule, noise_schedule, offset_noise, sampling_scheduler
 from sar_gen.training.optimiser import adamw
 from sar_gen.training.parts import (
@@ -39,6 +40,7 @@ from sar_gen.training.parts import (
     find_base,
     load_pipeline,
     put_on,
+    save_control,
     save_pipeline,
     save_strategy,
     trained_tensors,
@@ -186,6 +188,17 @@ def check_inputs(config: TrainingConfig, base: Base) -> None:
     for wanted, package in ((config.run.tensorboard, "tensorboard"), (config.denoiser.eight_bit, "bitsandbytes")):
         if wanted and importlib.util.find_spec(package) is None:
             raise InputError(f"The run wants {package}, which is not installed; pip install {package}.")
+    if "control" in modes:
+        if len(modes) > 1 or config.whole:
+            raise InputError("A ControlNet is trained alone, beside a frozen base; set strategy = 'control'.")
+        if data.shards is not None or data.modality != "sar" or data.flips:
+            raise InputError("A ControlNet is trained on a manifest of SAR patches without flips; correct data.")
+        if data.cache == "none":
+            raise InputError("Guides are made of centre crops, as latents that are kept; set data.cache to 'memory'.")
+        if config.run.validate_every:
+            raise InputError(
+                "Previews know no guide; set run.validate_every = 0, and measure with 'sar_gen guides measure' after."
+            )
     if config.whole and any(mode in ("lora", "learned") for mode in modes.values()):
         raise InputError("A whole pipeline is written of parts that are trained whole; LoRAs and tokens go on a base.")
     if config.whole and config.output.exists() and config.output.resolve() == base.folder.resolve():
@@ -250,7 +263,12 @@ class _Run:
         for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
             if getattr(pipe, part, None) is not None:
                 getattr(pipe, part).to(self.device)
-        module = Denoiser(pipe, trains_text=trains_text)
+        module = Denoiser(pipe, trains_text=trains_text, control=self.parts.control)
+        module.to(self.device)
+        self.guides = None
+        if self.parts.control is not None:
+            assert isinstance(data, Dataset)
+            self.guides = GuidePlanes(data, config)
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
             for part in (pipe.unet, pipe.vae):
@@ -337,7 +355,7 @@ class _Run:
             return self.parts
         pipe = load_pipeline(self.base)
         parts = put_on(pipe, self.base.spec.family, self.config.row, self.config, torch.float32)
-        Denoiser(pipe, trains_text=parts.trains_text).load_state_dict(state)
+        Denoiser(pipe, trains_text=parts.trains_text, control=parts.control).load_state_dict(state)
         return parts
 
     def _step(self, batches: Any) -> torch.Tensor:
@@ -371,10 +389,14 @@ class _Run:
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         noise = offset_noise(noise, options.noise_offset, generator)
         count = len(schedule.cumulated)
-        timesteps = torch.randint(0, count, (len(latents),), generator=generator, device=self.device)
+        timesteps = drawn_timesteps(options.timesteps, count, len(latents), generator)
         noisy = schedule.noised(latents, noise, timesteps)
         dtype = next(self.parts.pipe.unet.parameters()).dtype
-        found = self.module(noisy.to(dtype), timesteps, text).float()
+        guide = None
+        if self.guides is not None:
+            guide = torch.from_numpy(self.guides(batch.indices, number, self.accelerator.process_index))
+            guide = guide.to(self.device, dtype)
+        found = self.module(noisy.to(dtype), timesteps, text, guide).float()
         errors = (found - schedule.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
         return (errors * schedule.weights(timesteps, options.min_snr_gamma)).mean()
 
@@ -486,6 +508,14 @@ class _Run:
                 average.copy_(file.get_tensor(name))
 
 
+def drawn_timesteps(law: str, count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw ``size`` timesteps of ``count``, uniform or (``cubic``) more of the noisy ones."""
+    if law == "uniform":
+        return torch.randint(0, count, (size,), generator=generator, device=generator.device)
+    drawn = torch.rand((size,), generator=generator, device=generator.device)
+    return ((1 - drawn**3) * count).long().clamp(max=count - 1)
+
+
 def make_optimiser(parts: Parts, options: DenoiserConfig) -> torch.optim.Optimizer:
     """Return AdamW with a group for each part and for what has no weight decay (norms, biases, tokens).
 
@@ -519,7 +549,9 @@ def peak_memory(device: str) -> int:
 def _write(config: TrainingConfig, base: Base, parts: Parts, schedule: NoiseSchedule, vae_folder: Path | None) -> None:
     scheduler = sampling_scheduler(parts.pipe.scheduler, schedule)
     card = _card(config, base, parts)
-    if config.whole:
+    if parts.control is not None:
+        save_control(config.output, parts.control, control_card(config, card), dtype=_type(config))
+    elif config.whole:
         if scheduler is not None:
             parts.pipe.scheduler = scheduler
         save_pipeline(config.output, parts.pipe, card, dtype=_type(config))
@@ -548,6 +580,15 @@ def _card(config: TrainingConfig, base: Base, parts: Parts) -> dict[str, Any]:
         f", without {', '.join(config.data.leave_out)}" if config.data.leave_out else ""
     )
     return card
+
+
+def control_card(config: TrainingConfig, card: dict[str, Any]) -> dict[str, Any]:
+    """Return the card of a ControlNet; it is no kind's default until it is measured and its card says so."""
+    kept = ("id", "title", "base", "licence", "credit", "training_data")
+    kinds = {kind: "studio" if kind == "map" else kind for kind in config.guides.kinds}
+    untrained = {"road": "fields"} if "map" in kinds else {}
+    own = {"kind": "guides", "layout": "studio", "kinds": kinds, "untrained": untrained}
+    return {**{name: card[name] for name in kept if name in card}, **own}
 
 
 def _type(config: TrainingConfig) -> torch.dtype:

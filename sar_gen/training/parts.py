@@ -6,6 +6,7 @@ What is trained is kept in float32, what is frozen in the run's precision. LoRAs
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 
 from sar_gen import checkpoints, folders, pipelines
 from sar_gen.checkpoints import CheckpointSpec
+from sar_gen.conditioning import PLANES
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import describe_os_error, sha256_of
 from sar_gen.pipelines import ADAPTER
@@ -76,6 +78,7 @@ class Parts:
         row: the strategy.
         tokens: ``{encoder: its TokenEmbedding}``.
         trained: ``{part: parameters that are trained}``, the token's under ``token``.
+        control: the ControlNet, where one is trained.
     """
 
     pipe: Any
@@ -83,6 +86,7 @@ class Parts:
     row: Strategy
     tokens: dict[str, TokenEmbedding] = field(default_factory=dict)
     trained: dict[str, list[torch.nn.Parameter]] = field(default_factory=dict)
+    control: Any = None
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """Yield every trained parameter."""
@@ -151,9 +155,15 @@ def put_on(pipe: Any, family: str, row: Strategy, config: TrainingConfig, dtype:
             if modes.get(part) == "full":
                 # The frozen table is not the module's any more: words would be forgotten for the token's sake.
                 parts.trained[part] = [p for p in encoder.parameters() if p.requires_grad and p is not learned.rows]
+    if modes.get("control") == "full":
+        parts.control = new_control(pipe.unet, attention=config.guides.attention)
+        parts.trained["control"] = list(parts.control.parameters())
+        if config.run.gradient_checkpointing:
+            parts.control.enable_gradient_checkpointing()
+            parts.control.train()
     pipe.vae.to(torch.float32)  # SDXL's overflows in float16, and latents are made once
     if config.run.gradient_checkpointing:
-        if "unet" in parts.trained or parts.trains_text:
+        if "unet" in parts.trained or "control" in parts.trained or parts.trains_text:
             pipe.unet.enable_gradient_checkpointing()
             pipe.unet.train()  # diffusers checkpoints in training mode only; there is no dropout in it
         for part in ENCODERS:
@@ -162,6 +172,59 @@ def put_on(pipe: Any, family: str, row: Strategy, config: TrainingConfig, dtype:
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
                 encoder.train()
     return parts
+
+
+def new_control(unet: Any, *, attention: bool) -> Any:
+    """Return a ControlNet for a UNet: its encoder's weights, and zeros where it joins the UNet (arXiv 2302.05543).
+
+    Args:
+        unet: diffusers' UNet2DConditionModel.
+        attention: with the UNet's transformers, which read the text; without, the network has its ResNets only.
+    """
+    from diffusers import ControlNetModel
+
+    if attention:
+        return ControlNetModel.from_unet(unet, conditioning_channels=len(PLANES)).float().requires_grad_(True)
+    config = unet.config
+    names = inspect.signature(ControlNetModel.__init__).parameters
+    options = {name: value for name, value in config.items() if name in names and not name.startswith("_")}
+    options |= {
+        "down_block_types": ("DownBlock2D",) * len(config.block_out_channels),
+        "mid_block_type": "UNetMidBlock2D",
+        "conditioning_channels": len(PLANES),
+        "only_cross_attention": False,
+    }
+    control = ControlNetModel(**options)
+    mine, theirs = control.state_dict(), unet.state_dict()
+    copied = {
+        name: theirs[name].float()
+        for name, tensor in mine.items()
+        if name in theirs and theirs[name].shape == tensor.shape
+    }
+    control.load_state_dict(copied, strict=False)
+    return control.requires_grad_(True)
+
+
+def save_control(folder: Path, control: Any, card: Mapping[str, Any], *, dtype: torch.dtype = torch.float16) -> Path:
+    """Write a ControlNet's folder with its card, whole or not at all; one that is there is replaced.
+
+    Raises:
+        SarGenError: the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    beside = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        control.save_config(beside)
+        tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in control.state_dict().items()}
+        save_file(tensors, beside / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+        write_card(beside, {"id": folder.name, **card})
+        replace_folder(beside, folder)
+    except OSError as error:
+        raise SarGenError(describe_os_error(folder, error)) from error
+    return folder
 
 
 def lora_of(part: str, override: LoraConfig | None) -> Lora:

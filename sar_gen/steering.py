@@ -177,7 +177,8 @@ def _what_it_adds(
     """Return what a network adds to the UNet, by the names of the UNet's arguments."""
     network = steer.network
     places = [(w.top - over[0], w.left - over[1], w.height, w.width) for w in windows]
-    images = np.stack([steer.image.planes(*(scale * n for n in place), scale) for place in places])
+    pixels = [(scale * top, scale * left, scale * height, scale * width) for top, left, height, width in places]
+    images = np.stack([steer.image.planes(*place, scale) for place in pixels])
     dtype, device = network.dtype, parts.device
     tensor = _channels(torch.from_numpy(images), network.config).to(device, dtype)
     batch = len(parts) // len(windows)

@@ -1,19 +1,26 @@
 """The command line as a user runs it, in its own process, on the embedded checkpoint."""
 
 import csv
+import dataclasses
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from sar_gen.settings import ROOT
+from sar_gen.cli import main
+from sar_gen.guides import read_guide, render
+from sar_gen.request import GenerationRequest, PatchReady
+from sar_gen.settings import ROOT, Settings
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +224,7 @@ def test_runs_list_and_show(cli, gorge):
         (("compare", "missing", "--reference", "s1-forest"), 2, "missing"),
         (("runs", "show", "missing"), 2, "no run 'missing'"),
         (("checkpoints", "show", "none"), 2, "'none' is unknown"),
+        (("generate", "x", "--guide-size"), 2, "There is no guide to take the size from"),
     ],
 )
 def test_bad_input_is_one_line_with_status_2(cli, arguments, status, sentence):
@@ -236,3 +244,165 @@ def test_a_pickle_checkpoint_is_refused(cli, tmp_path):
     assert result.returncode == 2
     assert "safetensors" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+# Guides, on a tiny checkpoint and inside this process
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory):
+    """Settings with a tiny checkpoint, a network on it, and pictures to guide with: ``map.png``, ``sar.png``."""
+    root = tmp_path_factory.mktemp("guided")
+    base = tiny.checkpoint(root / "checkpoints" / "base")
+    tiny.network(root / "checkpoints" / "net", base, title="The net")
+    random = np.random.default_rng(0)
+    classes = random.integers(0, 6, (3, 5)).astype(np.uint8).repeat(25, 0).repeat(26, 1)
+    Image.fromarray(render(classes)).save(root / "map.png")  # 130 x 75 pixels
+    Image.fromarray(random.integers(0, 256, (16, 16)).astype(np.uint8)).save(root / "sar.png")
+    return Settings(home=root / "home", runs=root / "runs", checkpoints=root / "checkpoints", device="cpu")
+
+
+@pytest.fixture
+def inside(guided, tmp_path, monkeypatch, capsys):
+    """Runs a command in this process; returns its status, what it printed and what it said."""
+    for name, value in (("HOME", tmp_path / "home"), ("RUNS", guided.runs), ("CHECKPOINTS", guided.checkpoints)):
+        monkeypatch.setenv(f"SAR_GEN_{name}", str(value))
+    monkeypatch.setenv("SAR_GEN_DEVICE", "cpu")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sar_gen", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+ASKED = ("generate", "a river", "--checkpoint", "base", "--steps", 4, "--seed", 5)
+
+
+def test_generate_with_two_guides(inside, guided):
+    pictures = guided.checkpoints.parent
+    files = ("--guide", pictures / "map.png", "--guide-kind", "map", "--guide", pictures / "sar.png")
+    files += ("--guide-kind", "sar", "--guide-way", "net")
+    options = ("--guide-weight", 0.5, "--guide-weight", 1.5, "--guide-start", 0.1, "--guide-end", 0.8)
+    status, out, err = inside(*ASKED, *files, *options, "--json")
+    assert status == 0, err
+    made = json.loads(out)
+    assert "snapped to" in err
+    assert "Grey 0 to 255" in err
+    record = json.loads((Path(made["run"]) / "run.json").read_text())
+    keys = ("kind", "way", "weight", "start", "end", "palette", "file")
+    assert [tuple(guide[key] for key in keys) for guide in record["guides"]] == [
+        ("map", "net", 0.5, 0.1, 0.8, "auto", "guide.png"),
+        ("sar", "net", 1.5, 0.1, 0.8, "studio", "guide_1.png"),
+    ]
+    weights = guided.checkpoints / "net" / "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert record["checkpoint"]["parts"]["guides"] == {"net": {weights.name: digest}}
+
+    # The same by hand, and without the guides.
+    from sar_gen.engine import Engine
+
+    engine = Engine(guided)
+    guides = tuple(
+        dataclasses.replace(read_guide(pictures / f"{kind}.png", kind, 10**6), way="net", weight=w, start=0.1, end=0.8)
+        for kind, w in (("map", 0.5), ("sar", 1.5))
+    )
+    request = GenerationRequest("a river", checkpoint="base", steps=4, seed=5)
+    found = [
+        next(e.amplitude for e in engine.generate(asked) if isinstance(e, PatchReady))
+        for asked in (dataclasses.replace(request, guides=guides), request)
+    ]
+    engine.close()
+    saved = np.load(made["images"][0]["amplitude_file"])
+    np.testing.assert_array_equal(saved, found[0])
+    assert np.abs(saved - found[1]).max() > 1e-3
+
+    status, _, err = inside("runs", "replay", made["run"])
+    assert status == 0, err
+    assert "1 of 1 patches are bit-equal" in err
+
+
+def test_a_scene_as_large_as_its_guide(inside, guided):
+    pictures = guided.checkpoints.parent
+    status, out, err = inside(*ASKED, "--guide", pictures / "map.png", "--guide-way", "net", "--guide-size", "--json")
+    assert status == 0, err
+    assert np.load(json.loads(out)["images"][0]["amplitude_file"]).shape == (72, 128)
+    assert "overlapping windows" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ("MAP", "--guide-weight", 1, "--guide-weight", 2),
+            "--guide-weight is there 2 times for 1 guide; give it once",
+        ),
+        (
+            ("MAP", "MAP", "MAP", "--guide-kind", "map", "--guide-kind", "sketch"),
+            "--guide-kind is there 2 times for 3 guides; give it once, or once for each guide in their order",
+        ),
+        (("--guide-way", "net"), "--guide-way is there without a guide"),
+        (("MAP", "--guide-kind", "depth"), "guide kind 'depth' is unknown"),
+        (("MAP", "--guide-way", "none"), "no network 'none' to read the guide; choose one of image-to-image, net"),
+        (("MAP", "--guide-palette", "corine"), "palette 'corine' is unknown"),
+        (("MAP", "--guide-weight", 3), "weight of the map guide is 3.0; choose 0 to 2"),
+        (("MAP", "--guide-start", 0.8, "--guide-end", 0.2), "runs from 0.8 to 0.2 of the steps"),
+        (("MAP", "MAP", "--guide-way", "image-to-image"), "goes alone"),
+    ],
+)
+def test_guides_that_cannot_be_are_one_line(inside, guided, options, sentence):
+    given = [
+        part for o in options for part in (("--guide", guided.checkpoints.parent / "map.png") if o == "MAP" else (o,))
+    ]
+    status, out, err = inside(*ASKED, *given)
+    assert status == 2
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+    assert out == ""
+
+
+def test_guides_list_show_add_and_remove(inside, guided, tmp_path):
+    rows = {row["id"]: row for row in json.loads(inside("guides", "list", "--json")[1])}
+    assert set(rows) == {"net", "hochstuhl-s1-ships"}
+    assert rows["net"]["on_disk"] is True
+    assert rows["net"]["path"] == str(guided.checkpoints / "net")
+    assert rows["net"]["kinds"] == {"map": "studio", "optical": "grey", "sar": "linear"}
+    assert rows["hochstuhl-s1-ships"]["on_disk"] is False
+    lines = inside("guides")[1].splitlines()
+    assert [line.split()[0] for line in lines] == ["id", "net", "hochstuhl-s1-ships"]
+    assert "map, optical, sar" in lines[1]
+    assert "The net" in inside("guides", "show", "net")[1]
+    assert json.loads(inside("guides", "show", "net", "--json")[1])["layout"] == "studio"
+
+    mine = tiny.network(tmp_path / "mine", guided.checkpoints / "base", layout="picture")
+    (mine / "card.toml").unlink()
+    status, _, err = inside("guides", "add", mine, "--kind", "map")
+    assert (status, len(err.strip().splitlines())) == (2, 1)
+    assert "--base" in err
+    options = ("--kind", "map", "--kind", "optical", "--palette", "worldcover", "--base", "base", "--id", "own")
+    assert inside("guides", "add", mine, *options)[1] == "Added own (sdxl, on base), which reads map, optical.\n"
+    rows = {row["id"]: row for row in json.loads(inside("guides", "list", "--json")[1])}
+    assert rows["own"]["kinds"] == {"map": "worldcover", "optical": "optical"}
+    # One network that is refused takes no other out of the list.
+    (mine / "diffusion_pytorch_model.safetensors").rename(mine / "diffusion_pytorch_model.bin")
+    rows = {row["id"]: row for row in json.loads(inside("guides", "list", "--json")[1])}
+    assert [rows[name]["on_disk"] for name in ("net", "own")] == [True, False]
+    assert inside("guides", "remove", "own")[1] == "Removed own.\n"
+    assert "own" not in inside("guides", "list")[1]
+    assert mine.is_dir()
+    for arguments, words in (
+        (("remove", "net"), "was not added with 'guides add'"),
+        (("show", "none"), "The network 'none' is unknown; choose one of net, hochstuhl-s1-ships"),
+        (("pull", "hochstuhl-s1-ships"), "HF_HUB_OFFLINE forbids"),
+    ):
+        status, out, err = inside("guides", *arguments)
+        assert status in (1, 2)
+        assert words in err
+        assert len(err.strip().splitlines()) == 1
+        assert out == ""

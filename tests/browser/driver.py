@@ -35,7 +35,8 @@ PATIENCE = 90_000  # milliseconds; generous, since CI machines are shared and a 
 class App:
     """A running app.
 
-    ``seconds`` is the time from its start to the first answer of the page.
+    ``seconds`` is the time from its start to the first answer of the page; ``checkpoints`` is a folder that it looks
+    into for further checkpoints.
     """
 
     address: str
@@ -43,6 +44,7 @@ class App:
     runs: Path
     seconds: float
     log: Path
+    checkpoints: Path
 
     def run_folders(self) -> list[Path]:
         return sorted(path for path in self.runs.iterdir() if path.is_dir()) if self.runs.is_dir() else []
@@ -64,9 +66,16 @@ def free_port() -> int:
 @contextmanager
 def running_app(folder: Path) -> Iterator[App]:
     """Start ``app.py`` with its own home and runs folders below ``folder``; end it afterwards."""
-    home, runs, log = folder / "home", folder / "runs", folder / "app.log"
+    home, runs, log, further = folder / "home", folder / "runs", folder / "app.log", folder / "checkpoints"
+    further.mkdir(exist_ok=True)
     port = free_port()
-    environment = {**os.environ, "SAR_GEN_HOME": str(home), "SAR_GEN_RUNS": str(runs), "SAR_GEN_DEVICE": "cpu"}
+    environment = {
+        **os.environ,
+        "SAR_GEN_HOME": str(home),
+        "SAR_GEN_RUNS": str(runs),
+        "SAR_GEN_DEVICE": "cpu",
+        "SAR_GEN_CHECKPOINT_FOLDERS": str(further),
+    }
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -87,7 +96,7 @@ def running_app(folder: Path) -> Iterator[App]:
                 if process.poll() is not None or time.monotonic() - started > 90:
                     raise RuntimeError(f"the page does not answer:\n{log.read_text()}") from None
                 time.sleep(0.05)
-        yield App(address, home, runs, time.monotonic() - started, log)
+        yield App(address, home, runs, time.monotonic() - started, log, further)
     finally:
         process.terminate()
         try:

@@ -6,7 +6,6 @@ import json
 import re
 import time
 
-import numpy as np
 import pytest
 from playwright.sync_api import expect
 
@@ -204,32 +203,6 @@ def test_two_browsers_wait_for_each_other(app, new_page):
     status(first, "stopped")
     expect(status(second, "done")).to_contain_text("1 patch saved")
     expect(second.locator("#gallery .caption-label")).to_have_text("seed 70")
-
-
-def test_a_drawn_river_is_dark(app, page):
-    page.locator("#guide label", has_text="Sketch").click()
-    page.wait_for_selector("#sketch-editor canvas")
-    page.wait_for_timeout(1500)
-    box = page.locator("#sketch-editor canvas").first.bounding_box()
-    y = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + 60, y)
-    page.mouse.down()
-    for step in range(1, 6):
-        page.mouse.move(box["x"] + 60 + step * (box["width"] - 120) / 5, y)
-        page.wait_for_timeout(60)
-    page.mouse.up()
-    expect(page.locator("#sketch-view")).to_contain_text("Water")
-    ask(page, "a SAR image of farmland", count=1, steps=8, seed=5)
-    page.locator("#generate").click()
-    expect(status(page, "done")).to_contain_text("1 patch saved")
-
-    amplitude = np.load(app.run_folders()[-1] / "000_seed5.npy")
-    rows = amplitude.mean(axis=1)
-    band = rows[120:137].mean()
-    outside = np.concatenate([rows[16:96], rows[160:240]]).mean()
-    assert band < 0.6 * outside, f"river {band:.3f}, fields {outside:.3f}"
-    guide = app.run_folders()[-1] / "guide.png"
-    assert guide.is_file()
 
 
 def test_an_example_chooses_its_real_ground(page):

@@ -40,8 +40,11 @@ class Place:
         return check_config(table, TrainingConfig, "test")
 
 
-def write_data(folder: Path, patches: int = 8, side: int = SIDE) -> None:
-    """Write square-root Gamma speckle of four looks, bright forest and dark farmland, with a manifest."""
+def write_data(folder: Path, patches: int = 8, side: int = SIDE, optical: bool = False) -> None:
+    """Write square-root Gamma speckle of four looks, bright forest and dark farmland, with a manifest.
+
+    With ``optical`` each patch has a dark half (the left one of patches of even number) in SAR and in optical grey.
+    """
     random = np.random.default_rng(0)
     rows = []
     for split, count in (("train", patches), ("validation", 4), ("reference", 4)):
@@ -50,12 +53,31 @@ def write_data(folder: Path, patches: int = 8, side: int = SIDE) -> None:
             level = 0.4 if terrain == "forest" else 0.15
             amplitude = np.clip(level * np.sqrt(random.gamma(4, 1 / 4, (side, side))), 0, 1)
             key = f"{split}-{i}"
+            picture = None
+            if optical:
+                half = slice(0, side // 2) if i % 2 == 0 else slice(side // 2, side)
+                amplitude[:, half] *= 0.3
+                grey = random.integers(120, 140, (side, side), dtype=np.uint8)
+                grey[:, half] = 40
+                picture = f"optical/{key}.png"
+                (folder / "optical").mkdir(parents=True, exist_ok=True)
+                Image.fromarray(grey).save(folder / picture)
             (folder / "patches").mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.rint(amplitude * 65535).astype(np.uint16)).save(folder / "patches" / f"{key}.png")
             captions = (f"a SAR image of {terrain}", f"a radar image of {terrain}, VV")
             rows.append(
                 PatchRow(
-                    key, f"patches/{key}.png", side, side, split, key, captions, terrain, "VV", source=f"{key}.png"
+                    key,
+                    f"patches/{key}.png",
+                    side,
+                    side,
+                    split,
+                    key,
+                    captions,
+                    terrain,
+                    "VV",
+                    source=f"{key}.png",
+                    optical=picture,
                 )
             )
     write_manifest(folder / "manifest.jsonl", rows)

@@ -30,7 +30,8 @@ from tests import fake
 VALUES = {
     "checkpoint": "sar-mini", "strategy": "foundation", "prompt": "a SAR image of forest", "negative": "", "count": 2,
     "random": False, "seed": 7, "steps": 4, "guidance": 1.5, "scheduler": "default", "width": 256, "height": 256,
-    "guide": "none", "guide_kind": "map", "strength": 0.6,
+    "guide": "none", "guide_kind": "map", "palette": "auto", "way": "image-to-image", "weight": 1.0, "start": 0.0,
+    "end": 1.0, "strength": 0.6,
 }  # fmt: skip
 
 
@@ -40,18 +41,18 @@ def settings(tmp_path):
 
 
 def test_the_form_becomes_a_request_and_back():
-    request = read_form(VALUES, None)
+    request = read_form(VALUES, ())
     assert request == GenerationRequest(
-        "a SAR image of forest", "", "sar-mini", "foundation", 2, 7, 4, 1.5, 256, 256, "default", None, 0.6
+        "a SAR image of forest", "", "sar-mini", "foundation", 2, 7, 4, 1.5, 256, 256, "default", (), 0.6
     )
     assert form_of(request) == VALUES
-    drawn = dataclasses.replace(request, guide=Guide("optical", np.zeros((8, 8, 3), np.uint8)))
-    assert (form_of(drawn)["guide"], form_of(drawn)["guide_kind"]) == ("image", "optical")
+    drawn = dataclasses.replace(request, guides=(Guide("sketch", np.zeros((8, 8, 3), np.uint8), weight=0.5),))
+    assert (form_of(drawn)["guide"], form_of(drawn)["weight"]) == ("sketch", 0.5)
 
 
 def test_a_random_seed_is_drawn_anew_and_needs_no_number():
     values = {**VALUES, "random": True, "seed": None}
-    seeds = {read_form(values, None).seed for _ in range(20)}
+    seeds = {read_form(values, ()).seed for _ in range(20)}
     assert len(seeds) > 15
     assert max(seeds) < RANDOM_SEEDS
 
@@ -59,7 +60,7 @@ def test_a_random_seed_is_drawn_anew_and_needs_no_number():
 @pytest.mark.parametrize("name", ["seed", "steps", "guidance", "width", "height", "count"])
 def test_an_empty_number_is_named(name):
     with pytest.raises(InputError, match=r"is empty; type a number"):
-        read_form({**VALUES, name: None}, None)
+        read_form({**VALUES, name: None}, ())
 
 
 def test_an_example_takes_the_place_of_another_but_not_of_ones_own_words():
@@ -196,9 +197,9 @@ def test_a_strange_memory_is_forgotten(settings, saved):
 
 
 def test_what_is_no_longer_possible_is_not_restored(settings):
-    form = {**VALUES, "checkpoint": "gone", "scheduler": "magic", "count": "many", "random": 1}
+    form = {**VALUES, "checkpoint": "gone", "scheduler": "magic", "count": "many", "random": 1, "palette": "gone"}
     values = dict(zip(FORM, memory.restored({"version": 1, "form": form}, FORM, VALUES, settings), strict=True))
-    for name in ("checkpoint", "strategy", "steps", "width", "scheduler", "count", "random"):
+    for name in ("checkpoint", "strategy", "steps", "width", "scheduler", "count", "random", "palette"):
         assert skipped(values[name]), name
     assert values["prompt"] == VALUES["prompt"]
 

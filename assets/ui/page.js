@@ -24,6 +24,12 @@
     localStorage.setItem(KEY, dark() ? "dark" : "light");
   }, true);
 
+  // A scene fills the guide card, which may lie below the fold.
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("[data-scene]")) return;
+    setTimeout(() => document.querySelector("#guide-card")?.scrollIntoView({ block: "nearest" }), 1200);
+  });
+
   const visible = (element) => element && element.offsetParent !== null;
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from sar_gen import checkpoints, hub
+from sar_gen import checkpoints, guide_networks, hub
 from sar_gen.settings import Settings
 from sar_gen.ui import views
 from sar_gen.ui.told import told
+
+Report = Callable[[hub.Progress], None]
 
 
 def download_lines(name: str, strategy: str | None, settings: Settings) -> Iterator[str]:
@@ -17,12 +19,29 @@ def download_lines(name: str, strategy: str | None, settings: Settings) -> Itera
 
     What was brought stays when the page is closed in between; the next try goes on from there.
     """
+
+    def pull(progress: Report) -> None:
+        spec = checkpoints.resolve(checkpoints.catalogue(settings), name, strategy)
+        checkpoints.pull(spec, settings, progress)
+
+    return _lines(pull)
+
+
+def network_lines(network: guide_networks.NetworkSpec, settings: Settings) -> Iterator[str]:
+    """Download a network that reads guides, as ``download_lines`` does a checkpoint."""
+
+    def pull(progress: Report) -> None:
+        guide_networks.pull(network, settings, progress)
+
+    return _lines(pull)
+
+
+def _lines(pull: Callable[[Report], None]) -> Iterator[str]:
     lines: queue.SimpleQueue[hub.Progress | Exception | None] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            spec = checkpoints.resolve(checkpoints.catalogue(settings), name, strategy)
-            checkpoints.pull(spec, settings, lines.put)
+            pull(lines.put)
             lines.put(None)
         except Exception as error:
             lines.put(error)

@@ -12,23 +12,32 @@ from typing import Any
 
 import gradio as gr
 
-from sar_gen import checkpoints, guides, references
+from sar_gen import checkpoints, references
 from sar_gen import request as requests
 from sar_gen.errors import InputError, SarGenError
-from sar_gen.request import GenerationRequest, Guide
-from sar_gen.runs import RunImage, RunRecord, request_from_png
+from sar_gen.request import GenerationRequest
+from sar_gen.runs import RunImage, RunRecord, request_from_png, settings_from_png
 from sar_gen.settings import Settings
 from sar_gen.studio import Studio
 from sar_gen.ui import judgement as judged
 from sar_gen.ui import judging, views
-from sar_gen.ui.inputs import FORM, Inputs, build_inputs, form_of, read_form, suggested_reference
+from sar_gen.ui.guide_events import (
+    QUIET,
+    SOURCE,
+    asked_guides,
+    filled_guides,
+    filled_outputs,
+    guide_events,
+    source_inputs,
+)
+from sar_gen.ui.guiding import Source
+from sar_gen.ui.inputs import FORM, Inputs, build_inputs, form_of, read_form, suggested_reference, with_choices
 from sar_gen.ui.judgement import Judgement, build_judgement
 from sar_gen.ui.results import Results, build_results, show_run
-from sar_gen.ui.sketch import drawing
+from sar_gen.ui.scenes import load_scenes
 from sar_gen.ui.told import told
 
 WAITING_ROOM = 8  # requests that follow the engine at once; the engine works on one, in the order of arrival
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 PREVIEW_NOTE = "Preview in the making; it is never measured."
 
 
@@ -67,14 +76,14 @@ def load_presets(studio: Studio) -> list[dict[str, str]]:
 
 def build_generate(studio: Studio) -> Generate:
     """Build the tab."""
-    presets = load_presets(studio)
+    presets, scenes = load_presets(studio), load_scenes(studio.settings)
     with gr.Row(elem_id="workbench"):
         inputs = build_inputs(studio.settings)
-        results = build_results(presets)
+        results = build_results(presets, scenes)
         judgement = build_judgement(studio.settings)
     ticket = gr.State(None)
     tab = Generate(inputs, results, judgement, ticket)
-    _guide_events(tab, studio)
+    guide_events(tab, studio, scenes)
     _run_events(tab, studio)
     _history_events(tab, studio)
     _redraw_events(tab, studio)
@@ -82,91 +91,21 @@ def build_generate(studio: Studio) -> Generate:
     return tab
 
 
-# ---- guide
-
-
-def _guide_events(tab: Generate, studio: Studio) -> None:
-    inputs, results = tab.inputs, tab.results
-    sources = [inputs.guide, inputs.guide_kind, inputs.guide_file, results.sketch.editor]
-    size = [inputs.width, inputs.height, inputs.seed]
-
-    def show(kind: str, upload_kind: str, path: str | None, sketch: Any, *numbers: Any) -> tuple[str, str]:
-        if kind == "none":
-            return "", ""
-        try:
-            view = guide_view(read_guide(kind, upload_kind, path, sketch, studio), *numbers)
-        except Exception as error:
-            view = views.sentence(told(error), "warn")
-        return ("", view) if kind == "sketch" else (view, "")
-
-    # The editor's own "change" also answers to its uploads, without end; "input" is a stroke of the user's.
-    triggers = [inputs.guide.change, inputs.guide_kind.change, inputs.guide_file.change, results.sketch.editor.input]
-    views_of_guide = [inputs.guide_view, results.sketch.view]
-    gr.on(
-        triggers, show, [*sources, *size], views_of_guide, trigger_mode="always_last", concurrency_limit=None, **QUIET
-    )
-    results.sketch.grounded.then(show, [*sources, *size], views_of_guide, concurrency_limit=None, **QUIET)
-    inputs.guide.input(
-        lambda kind: gr.Tabs(selected="sketch" if kind == "sketch" else "result"),
-        inputs.guide,
-        results.tabs,
-        queue=False,
-        **QUIET,
-    )
-    results.sketch_tab.select(
-        lambda kind: gr.skip() if kind == "sketch" else "sketch", inputs.guide, inputs.guide, queue=False, **QUIET
-    )
-
-
-def read_guide(kind: str, upload_kind: str, path: str | None, sketch: Any, studio: Studio) -> Guide | None:
-    """Return the guide that the form describes, ``None`` where none is used or none is there yet.
-
-    Raises:
-        InputError: the uploaded file cannot be used.
-    """
-    if kind == "sketch":
-        pixels = drawing(sketch)
-        return None if pixels is None else Guide("sketch", pixels)
-    if kind == "image" and path:
-        return guides.read_guide(Path(path), upload_kind, studio.settings.max_pixels)  # type: ignore[arg-type]
-    return None
-
-
-def guide_view(guide: Guide | None, width: Any, height: Any, seed: Any) -> str:
-    """Return what is really used of a guide, and by which way."""
-    if guide is None:
-        return views.sentence("No guide yet: draw in the Sketch tab, or drop an image.")
-    try:
-        prepared = guides.prepare_guide(guide, int(width or 256), int(height or 256), int(seed or 0))
-    except Exception as error:
-        return views.sentence(told(error), "warn")
-    way = "This checkpoint has no ControlNet: the guide becomes a starting image (image-to-image)."
-    start = judging.view(prepared.start, "linear", None)
-    pictures = (
-        f'<figure><img src="{views.png_url(prepared.shown)}" alt="What is used of the guide"/>'
-        "<figcaption>as used</figcaption></figure>"
-        f'<figure><img src="{views.png_url(start)}" alt="Starting image made from the guide"/>'
-        "<figcaption>starting image</figcaption></figure>"
-    )
-    lines = views.sentence(way) + views.sentence(prepared.note)
-    return f'<div class="sg-guide">{pictures}<div>{lines}</div></div>'
-
-
 # ---- run
 
 
 def _run_events(tab: Generate, studio: Studio) -> None:
     inputs, results, judgement, ticket = tab.inputs, tab.results, tab.judgement, tab.ticket
-    guide_inputs = [inputs.guide_file, results.sketch.editor]
 
-    def begin(reference: str | None, path: str | None, sketch: Any, *form: Any) -> dict[Any, Any]:
-        values = dict(zip(FORM, form, strict=True))
+    def begin(*values: Any) -> dict[Any, Any]:
+        source, listed = Source(*values[:SOURCE]), values[SOURCE]
+        form = dict(zip(FORM, values[SOURCE + 1 :], strict=True))
+        reference = source.reference
         try:
-            guide = read_guide(values["guide"], values["guide_kind"], path, sketch, studio)
-            if values["guide"] != "none" and guide is None:
-                raise InputError("The guide is empty; draw in the Sketch tab, drop an image, or set Guide to None.")
             asked, spec = requests.check_request(
-                read_form(values, guide), checkpoints.catalogue(studio.settings), studio.settings
+                read_form(form, asked_guides(source, listed, form, studio)),
+                checkpoints.catalogue(studio.settings),
+                studio.settings,
             )
         except Exception as error:
             return refused(tab, told(error))
@@ -191,7 +130,7 @@ def _run_events(tab: Generate, studio: Studio) -> None:
     # Queued, because a state's change is only told to queued events; without a limit, so that it never waits.
     inputs.generate.click(
         begin,
-        [judgement.reference, *guide_inputs, *inputs.form()],
+        [*source_inputs(tab), inputs.card.listed, *inputs.form()],
         begun,
         concurrency_limit=None,
         **QUIET,
@@ -361,7 +300,7 @@ def _history_events(tab: Generate, studio: Studio) -> None:
         record = studio.last_run()
         if record is None:
             return {results.status: views.status("There is no run to recover yet.", "failed")}
-        return reopened(tab, record, f"Recovered the last run, of {record.created[:16].replace('T', ' ')}")
+        return reopened(tab, studio, record, f"Recovered the last run, of {record.created[:16].replace('T', ' ')}")
 
     def open_file(path: str) -> dict[Any, Any]:
         return open_dropped(tab, studio, Path(path))
@@ -376,27 +315,32 @@ def reopened_outputs(tab: Generate) -> list[Any]:
     results, inputs = tab.results, tab.inputs
     return [
         results.stage, results.status, results.note, results.gallery, results.files, results.png, results.amplitude,
-        results.json, results.details, results.settings, results.shown, results.tabs, results.sketch.editor,
+        results.json, results.details, results.settings, results.shown, results.tabs, *filled_outputs(tab),
         *inputs.form(),
     ]  # fmt: skip
 
 
-def reopened(tab: Generate, record: RunRecord, text: str, index: int = 0) -> dict[Any, Any]:
+def reopened(tab: Generate, studio: Studio, record: RunRecord, text: str, index: int = 0) -> dict[Any, Any]:
     """Return the page with a run of before: its patches and the form that made them."""
     update = show_run(tab.results, record, index)
     update[tab.results.status] = views.status(text, "done", None, f"{len(record.images)} of {record.request.count}")
     update[tab.results.note] = "".join(views.sentence(notice) for notice in record.notices)
     update[tab.results.tabs] = gr.Tabs(selected="result")
-    return {**update, **filled_form(tab, record.request)}
+    return {**update, **filled_form(tab, record.request, record.id, studio)}
 
 
-def filled_form(tab: Generate, asked: GenerationRequest) -> dict[Any, Any]:
-    """Return the form with a request's values; a sketch comes back too, another guide has to be dropped again."""
+def filled_form(tab: Generate, asked: GenerationRequest, run: str | None, studio: Studio) -> dict[Any, Any]:
+    """Return the form with a request's values and its guides; ``run`` is the id of the run that holds these."""
     values = form_of(asked)
     update: dict[Any, Any] = dict(zip(tab.inputs.form(), (values[name] for name in FORM), strict=True))
-    if asked.guide is not None and asked.guide.kind == "sketch":
-        update[tab.results.sketch.editor] = {"background": asked.guide.image, "layers": [], "composite": None}
-    return update
+    inputs = tab.inputs
+    try:
+        spec = checkpoints.resolve(checkpoints.catalogue(studio.settings), asked.checkpoint, asked.strategy)
+        offers = with_choices(studio.settings, asked.checkpoint, asked.checkpoint, spec.strategy)
+        update |= {inputs.checkpoint: offers["checkpoint"], inputs.strategy: offers["strategy"]}
+    except InputError:  # the checkpoint is gone; the form stays at another one
+        update |= {inputs.checkpoint: gr.skip(), inputs.strategy: gr.skip()}
+    return {**update, **filled_guides(tab, asked, run, studio)}
 
 
 def open_dropped(tab: Generate, studio: Studio, path: Path) -> dict[Any, Any]:
@@ -408,16 +352,26 @@ def open_dropped(tab: Generate, studio: Studio, path: Path) -> dict[Any, Any]:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path.name} is not a run's JSON; drop a PNG or run.json of the studio.") from error
             record = studio.store.open(identity)
-            return reopened(tab, record, f"Opened run {record.id}")
+            return reopened(tab, studio, record, f"Opened run {record.id}")
         asked = request_from_png(path)
         try:
             record = studio.store.open(path)
         except Exception as error:
-            return {**filled_form(tab, asked), tab.results.status: views.status(told(error), "stopped")}
-        return reopened(tab, record, f"Opened run {record.id}")
+            lost = " Its guide is kept in the run's folder alone; give it again." if had_guides(path) else ""
+            return {
+                **filled_form(tab, asked, None, studio),
+                tab.results.status: views.status(told(error) + lost, "stopped"),
+            }
+        return reopened(tab, studio, record, f"Opened run {record.id}")
     except Exception as error:
         gr.Warning(told(error), title="Not opened")
         return {tab.results.status: views.status(told(error), "failed")}
+
+
+def had_guides(path: Path) -> bool:
+    """Return whether the run that made a PNG had guides."""
+    asked = settings_from_png(path)["request"]
+    return bool(asked.get("guides") or asked.get("guide"))
 
 
 def open_run(shown: dict[str, Any] | None, studio: Studio) -> RunRecord:

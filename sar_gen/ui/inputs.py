@@ -13,33 +13,25 @@ from sar_gen import checkpoints
 from sar_gen.errors import InputError
 from sar_gen.request import DEFAULT_STRENGTH, MAX_SEED, SCHEDULERS, GenerationRequest, Guide
 from sar_gen.settings import Settings
-from sar_gen.strategies import STRATEGIES
 from sar_gen.ui import views
+from sar_gen.ui.choices import Choice, checkpoint_choices, chosen_checkpoint, strategy_choices
 from sar_gen.ui.downloads import download_lines
-from sar_gen.ui.theme import markup
+from sar_gen.ui.guide_card import GUIDE_FORM, GuideCard, build_guide_card
+from sar_gen.ui.guiding import form_of_guide, size_line
+from sar_gen.ui.theme import PICK, markup
 
-GUIDES = [("None", "none"), ("Sketch", "sketch"), ("Image", "image")]
-UPLOAD_KINDS = [
-    ("Class map (palette colours)", "map"),
-    ("Sketch", "sketch"),
-    ("Optical image", "optical"),
-    ("SAR image", "sar"),
-]
 SCHEDULER_TITLES = {
     "default": "Checkpoint's own",
     "dpm++": "DPM-Solver++ 2M",
     "ddim": "DDIM",
     "euler": "Euler",
 }
+KINDS: dict[str, Any] = {"checkpoint": gr.Dropdown, "strategy": Choice}
 EXAMPLES = 4  # shown at once; the others are one click away
 RANDOM_SEEDS = 1_000_000  # short enough to be read out and typed again
-PICK = (
-    "element.addEventListener('click', event => { const chip = event.target.closest('[data-text]');"
-    " if (chip) trigger('pick', { text: chip.dataset.text }); })"
-)
 FORM = (
     "checkpoint", "strategy", "prompt", "negative", "count", "random", "seed", "steps", "guidance", "scheduler",
-    "width", "height", "guide", "guide_kind", "strength",
+    "width", "height", *GUIDE_FORM,
 )  # fmt: skip
 
 
@@ -48,7 +40,7 @@ class Inputs:
     """The components of the column; the fields named in ``FORM`` are what is remembered and sent."""
 
     checkpoint: gr.Dropdown
-    strategy: gr.Dropdown
+    strategy: Choice
     facts: gr.HTML
     warning: gr.HTML
     download: gr.Button
@@ -56,11 +48,7 @@ class Inputs:
     examples: gr.HTML
     words: gr.HTML
     negative: gr.Textbox
-    guide: gr.Radio
-    guide_kind: gr.Dropdown
-    guide_file: gr.File
-    guide_view: gr.HTML
-    strength: gr.Slider
+    card: GuideCard
     count: gr.Number
     random: gr.Checkbox
     seed: gr.Number
@@ -75,7 +63,7 @@ class Inputs:
 
     def form(self) -> list[Any]:
         """The components whose values make a request, in the order of ``FORM``."""
-        return [getattr(self, name) for name in FORM]
+        return [getattr(self.card if name in GUIDE_FORM else self, name) for name in FORM]
 
 
 def build_inputs(settings: Settings) -> Inputs:
@@ -89,7 +77,7 @@ def build_inputs(settings: Settings) -> Inputs:
                 checkpoint = gr.Dropdown(
                     checkpoint_choices(catalogue), value=name, label="Checkpoint", elem_id="checkpoint"
                 )
-                strategy = gr.Dropdown(
+                strategy = Choice(
                     strategy_choices(catalogue, name), value=spec.strategy, label="Strategy", elem_id="strategy"
                 )
                 facts = markup(views.facts(spec))
@@ -114,28 +102,7 @@ def build_inputs(settings: Settings) -> Inputs:
                 negative = gr.Textbox(
                     label="Negative prompt", lines=1, max_lines=3, placeholder="what to avoid (optional)"
                 )
-            with gr.Column(elem_classes="sg-card"):
-                guide = gr.Radio(GUIDES, value="none", label="Guide", elem_id="guide", elem_classes="sg-segments")
-                with gr.Column(visible=False) as options:
-                    with gr.Column(visible=False) as upload:
-                        guide_kind = gr.Dropdown(UPLOAD_KINDS, value="map", label="The image shows")
-                        guide_file = gr.File(
-                            label="Guide image",
-                            elem_classes="sg-drop",
-                            file_types=[".png", ".jpg", ".jpeg", ".tif", ".tiff"],
-                            height=72,
-                            elem_id="guide-file",
-                        )
-                    guide_view = markup("", elem_id="guide-view")
-                    strength = gr.Slider(
-                        0.05,
-                        1,
-                        value=DEFAULT_STRENGTH,
-                        step=0.05,
-                        label="Strength",
-                        info="low keeps the guide, high redraws it",
-                        buttons=[],
-                    )
+            card = build_guide_card()
             with gr.Accordion("Advanced", open=False, elem_classes="sg-card", elem_id="advanced"):
                 steps = gr.Slider(1, 60, value=spec.steps, step=1, label="Steps", elem_id="steps", buttons=[])
                 guidance = gr.Slider(1, 10, value=spec.guidance, step=0.1, label="Guidance", buttons=[])
@@ -145,6 +112,7 @@ def build_inputs(settings: Settings) -> Inputs:
                 with gr.Row(elem_classes="sg-pair"):
                     width = gr.Number(spec.resolution, label="Width", precision=0, step=8, min_width=60)
                     height = gr.Number(spec.resolution, label="Height", precision=0, step=8, min_width=60)
+                scene = markup("", elem_id="scene-size")
         with gr.Column(elem_classes="sg-act"):
             with gr.Row(elem_classes="sg-seed"):
                 count = gr.Number(
@@ -165,15 +133,18 @@ def build_inputs(settings: Settings) -> Inputs:
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
 
     inputs = Inputs(
-        checkpoint, strategy, facts, warning, download, prompt, examples, words, negative, guide, guide_kind,
-        guide_file, guide_view, strength, count, random, seed, reuse, steps, guidance, scheduler, width, height,
+        checkpoint, strategy, facts, warning, download, prompt, examples, words, negative, card, count, random,
+        seed, reuse, steps, guidance, scheduler, width, height,
         generate, stop,
     )  # fmt: skip
 
-    guide.change(
-        lambda kind: (gr.Column(visible=kind != "none"), gr.Column(visible=kind == "image")),
-        guide,
-        [options, upload],
+    gr.on(
+        [width.change, height.change, checkpoint.change],
+        lambda wide, high, name: views.sentence(
+            size_line(int(wide or 0), int(high or 0), chosen_checkpoint(settings, name, None).resolution)
+        ),
+        [width, height, checkpoint],
+        scene,
         queue=False,
         show_progress="hidden",
     )
@@ -181,7 +152,7 @@ def build_inputs(settings: Settings) -> Inputs:
     _download_events(inputs, settings)
 
     def pick(prompt: str | None, name: str, strategy: str | None, event: gr.EventData) -> str:
-        return picked(prompt or "", str(event.text), _chosen(settings, name, strategy).examples)
+        return picked(prompt or "", str(event.text), chosen_checkpoint(settings, name, strategy).examples)
 
     for hint in (words, examples):
         hint.pick(pick, [prompt, checkpoint, strategy], prompt, queue=False, show_progress="hidden")
@@ -193,7 +164,7 @@ def _checkpoint_events(inputs: Inputs, settings: Settings) -> None:
     defaults = [inputs.steps, inputs.guidance, inputs.width, inputs.height]
 
     def describe(name: str, strategy: str | None) -> list[Any]:
-        spec = _chosen(settings, name, strategy)
+        spec = chosen_checkpoint(settings, name, strategy)
         missing = bool(checkpoints.missing_files(spec, settings))
         return [
             views.facts(spec),
@@ -206,7 +177,7 @@ def _checkpoint_events(inputs: Inputs, settings: Settings) -> None:
     def choose(name: str) -> list[Any]:
         catalogue = checkpoints.catalogue(settings)
         spec = checkpoints.resolve(catalogue, name)
-        strategies = gr.Dropdown(strategy_choices(catalogue, name), value=spec.strategy)
+        strategies = Choice(choices=strategy_choices(catalogue, name), value=spec.strategy)
         return [strategies, *describe(name, None), spec.steps, spec.guidance, spec.resolution, spec.resolution]
 
     inputs.checkpoint.input(
@@ -241,17 +212,6 @@ def _download_events(inputs: Inputs, settings: Settings) -> None:
     )
 
 
-def checkpoint_choices(catalogue: Mapping[str, checkpoints.CheckpointSpec]) -> list[tuple[str, str]]:
-    """Return ``(title, id)`` of every checkpoint."""
-    return [(spec.title, name) for name, spec in catalogue.items()]
-
-
-def strategy_choices(catalogue: dict[str, checkpoints.CheckpointSpec], name: str) -> list[tuple[str, str]]:
-    """Return ``(title, name)`` of the strategies that a checkpoint offers."""
-    names = checkpoints.strategies_for(catalogue, name)
-    return [(STRATEGIES[s].title if s in STRATEGIES else s, s) for s in names]
-
-
 def with_choices(settings: Settings, name: str, checkpoint: Any, strategy: Any) -> dict[str, Any]:
     """Return the two dropdowns with what the catalogue offers now: folders may have come since the page was made.
 
@@ -267,7 +227,7 @@ def with_choices(settings: Settings, name: str, checkpoint: Any, strategy: Any) 
         offers["strategy"] = strategy_choices(catalogue, name)
     values = {"checkpoint": checkpoint, "strategy": strategy}
     chosen = {field: {"value": value} if isinstance(value, str) else {} for field, value in values.items()}
-    return {field: gr.Dropdown(choices=offered, **chosen[field]) for field, offered in offers.items()}
+    return {field: KINDS[field](choices=offered, **chosen[field]) for field, offered in offers.items()}
 
 
 def vocabulary(spec: checkpoints.CheckpointSpec) -> str:
@@ -303,14 +263,7 @@ def picked(prompt: str, text: str, examples: Sequence[str]) -> str:
 
 def suggested_reference(settings: Settings, name: str, strategy: str | None, text: str) -> str | None:
     """Return the reference set that shows the ground that ``text`` names, by the checkpoint's card."""
-    return _chosen(settings, name, strategy).reference_of(text)
-
-
-def _chosen(settings: Settings, name: str, strategy: str | None) -> checkpoints.CheckpointSpec:
-    """Return the checkpoint; a strategy that is still shown from the checkpoint before is passed over."""
-    catalogue = checkpoints.catalogue(settings)
-    offered = strategy in checkpoints.strategies_for(catalogue, name)
-    return checkpoints.resolve(catalogue, name, strategy if offered else None)
+    return chosen_checkpoint(settings, name, strategy).reference_of(text)
 
 
 def appended(prompt: str, text: str) -> str:
@@ -323,12 +276,12 @@ def appended(prompt: str, text: str) -> str:
     return f"{prompt}, {text}"
 
 
-def read_form(values: Mapping[str, Any], guide: Guide | None) -> GenerationRequest:
+def read_form(values: Mapping[str, Any], guides: tuple[Guide, ...]) -> GenerationRequest:
     """Turn the form's values into a request.
 
     Args:
         values: by the names of ``FORM``.
-        guide: the sketch or image, where one is used.
+        guides: with their ways, the form's last.
 
     Raises:
         InputError: a number is missing.
@@ -357,17 +310,12 @@ def read_form(values: Mapping[str, Any], guide: Guide | None) -> GenerationReque
         width=int(values["width"]),
         height=int(values["height"]),
         scheduler=values["scheduler"] or "default",
-        guide=guide,
+        guides=guides,
         strength=float(values["strength"] or DEFAULT_STRENGTH),
     )
 
 
 def form_of(request: GenerationRequest) -> dict[str, Any]:
-    """Return the form's values that would make ``request`` again; the guide's pixels are not among them."""
+    """Return the form's values that would make ``request`` again; the guides' pixels are not among them."""
     values: dict[str, Any] = {name: getattr(request, name, None) for name in FORM}
-    values["random"] = False
-    values["guide"], values["guide_kind"] = "none", "map"
-    if request.guide is not None:
-        values["guide"] = "sketch" if request.guide.kind == "sketch" else "image"
-        values["guide_kind"] = request.guide.kind
-    return values
+    return {**values, "random": False, **form_of_guide(request)}

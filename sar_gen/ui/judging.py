@@ -6,7 +6,6 @@ one in front is drawn (some 0.1 s each).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -331,5 +330,4 @@ def prepare() -> None:
 def report_document(report: QualityReport, record: RunRecord, images: tuple[RunImage, ...]) -> dict[str, Any]:
     """Return what "export" saves: the report, and which files of which run it judges."""
     judged = [{"file": i.amplitude_file.name, "seed": i.seed, "sha256": i.sha256} for i in images]
-    request = {key: value for key, value in dataclasses.asdict(record.request).items() if key != "guide"}
-    return {**report.to_json(), "run": record.id, "images": judged, "request": request}
+    return {**report.to_json(), "run": record.id, "images": judged, "request": record.request.to_json()}

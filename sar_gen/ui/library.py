@@ -103,7 +103,7 @@ def build_library(studio: Studio, tab: Generate, tabs: gr.Tabs, library_tab: gr.
             record = studio.store.open(Path(folder))
         except SarGenError as error:
             return {line: views.sentence(str(error), "warn")}
-        return {**reopened(tab, record, f"Opened run {record.id}"), tabs: gr.Tabs(selected="generate")}
+        return {**reopened(tab, studio, record, f"Opened run {record.id}"), tabs: gr.Tabs(selected="generate")}
 
     def dropped(path: str | None) -> dict[Any, Any]:
         if path is None:

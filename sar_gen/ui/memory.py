@@ -13,9 +13,16 @@ from sar_gen.errors import SarGenError
 from sar_gen.files import write_atomic
 from sar_gen.request import SCHEDULERS
 from sar_gen.settings import Settings
+from sar_gen.ui.guiding import PALETTES, SOURCES, UPLOAD_KINDS
 
 STORAGE_KEY = "sar-studio-form"
 SECRET_FILE = "page-secret"
+OFFERED = {
+    "scheduler": SCHEDULERS,
+    "guide": tuple(value for _, value in SOURCES),
+    "guide_kind": tuple(value for _, value in UPLOAD_KINDS),
+    "palette": tuple(value for _, value in PALETTES),
+}
 VERSION = 1  # of what is remembered; another version is forgotten
 
 
@@ -69,8 +76,8 @@ def restored(saved: Any, names: Sequence[str], defaults: Mapping[str, Any], sett
             fits = fits and known
         if name == "strategy" and known:
             fits = fits and value in checkpoints.strategies_for(catalogue, form["checkpoint"])
-        if name == "scheduler":
-            fits = value in SCHEDULERS
+        if name in OFFERED:
+            fits = value in OFFERED[name]
         values.append(value if fits else gr.skip())
     return values
 

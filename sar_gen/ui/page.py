@@ -20,8 +20,10 @@ from sar_gen.settings import Settings
 from sar_gen.studio import Studio
 from sar_gen.ui import judging, views
 from sar_gen.ui.about import build_about
+from sar_gen.ui.choices import way_list, ways
 from sar_gen.ui.compare import build_compare
 from sar_gen.ui.generate import QUIET, Generate, build_generate, draw_first
+from sar_gen.ui.guiding import Source
 from sar_gen.ui.inputs import FORM, with_choices
 from sar_gen.ui.library import build_library
 from sar_gen.ui.memory import STORAGE_KEY, page_secret, remember, restored
@@ -81,6 +83,9 @@ def _remember_form(page: gr.Blocks, tab: Generate, studio: Studio, secret: str) 
             values["reference"] = gr.skip()
         shown = values["checkpoint"] if isinstance(values["checkpoint"], str) else defaults["checkpoint"]
         values |= with_choices(studio.settings, shown, values["checkpoint"], values["strategy"])
+        kept = {name: values[name] if isinstance(values[name], str) else defaults[name] for name in names}
+        kind = Source(kept["guide"], kept["guide_kind"]).kind
+        values["way"] = way_list(ways(studio.settings, shown, kept["strategy"], kind), kept["way"])
         return list(values.values())
 
     loaded = page.load(restore, store, fields, concurrency_limit=None, **QUIET)
@@ -111,7 +116,7 @@ def serve(settings: Settings, host: str, port: int, *, open_browser: bool) -> No
         ssr_mode=False,
         enable_monitoring=False,
         footer_links=[],
-        allowed_paths=[str(settings.runs)],
+        allowed_paths=[str(settings.runs), str(settings.assets / "guides")],
         max_file_size=MAX_UPLOAD,
         favicon_path=ui / "favicon.svg",
         theme=studio_theme(),

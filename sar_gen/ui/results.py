@@ -8,9 +8,12 @@ from typing import Any
 
 import gradio as gr
 
+from sar_gen.request import IMAGE_TO_IMAGE, GenerationRequest, Guide
 from sar_gen.runs import RunRecord
-from sar_gen.ui import views
-from sar_gen.ui.sketch import Sketch, build_sketch
+from sar_gen.ui import guide_views, views
+from sar_gen.ui.guiding import KINDS
+from sar_gen.ui.scenes import Scene
+from sar_gen.ui.sketch import SCENE, Sketch, build_sketch
 from sar_gen.ui.theme import markup
 
 PRESET = (
@@ -42,8 +45,9 @@ class Results:
     shown: gr.State
 
 
-def build_results(presets: Sequence[dict[str, str]]) -> Results:
+def build_results(presets: Sequence[dict[str, str]], scenes: Sequence[Scene]) -> Results:
     """Build the column in the state of before the first run."""
+    unseen = guide_views.scene_cards(scenes)
     with gr.Column(elem_classes=["sg-pane", "sg-results"], elem_id="results", min_width=320):
         with gr.Row(elem_classes="sg-corner"):
             recover = gr.Button("Recover last run", size="sm", min_width=60, elem_id="recover")
@@ -52,7 +56,12 @@ def build_results(presets: Sequence[dict[str, str]]) -> Results:
             )
         with gr.Tabs(elem_id="stage-tabs", elem_classes="sg-subtabs", selected="result") as tabs:
             with gr.Tab("Result", id="result"):
-                stage = markup(views.invitation(presets), js_on_load=PRESET, elem_id="stage", elem_classes="sg-stage")
+                stage = markup(
+                    views.invitation(presets, unseen),
+                    js_on_load=f"{PRESET}; {SCENE}",
+                    elem_id="stage",
+                    elem_classes="sg-stage",
+                )
                 status = markup(views.status(""), elem_id="status")
                 note = markup("", elem_id="note")
                 gallery = gr.Gallery(
@@ -77,7 +86,7 @@ def build_results(presets: Sequence[dict[str, str]]) -> Results:
                 ) as details:
                     used = markup("")
             with gr.Tab("Sketch", id="sketch", elem_id="sketch-tab") as sketch_tab:
-                sketch = build_sketch()
+                sketch = build_sketch(unseen)
     shown = gr.State(None)
     return Results(
         tabs, recover, open_, stage, status, note, gallery, files, png, amplitude, json, replay, details, used, sketch,
@@ -110,6 +119,7 @@ def settings_used(record: RunRecord, index: int) -> str:
     """Return what made a patch, as the run's JSON has it."""
     request, image = record.request, record.images[index]
     seconds = record.seconds.get("generate")
+    guides = list(enumerate(request.guides, 1))
     rows = [
         ("Prompt", request.prompt),
         ("Negative", request.negative),
@@ -119,7 +129,7 @@ def settings_used(record: RunRecord, index: int) -> str:
         ("Steps", f"{request.steps} · {request.scheduler} scheduler"),
         ("Guidance", f"{request.guidance:g}" if request.guidance is not None else ""),
         ("Size", f"{request.width} × {request.height} px"),
-        ("Guide", "" if request.guide is None else f"{request.guide.kind}, strength {request.strength:g}"),
+        *[(f"Guide {k}" if len(request.guides) > 1 else "Guide", guide_used(guide, request)) for k, guide in guides],
         ("Device", " ".join(str(value) for value in record.device.values())),
         ("Seconds", f"{seconds:.1f} for {len(record.images)} patches" if seconds else ""),
         ("Amplitude sha256", image.sha256),
@@ -127,3 +137,12 @@ def settings_used(record: RunRecord, index: int) -> str:
         ("Notices", " ".join(record.notices)),
     ]
     return views.properties(rows)
+
+
+def guide_used(guide: Guide, request: GenerationRequest) -> str:
+    """Return what a guide was, which way it went and the hash of its pixels."""
+    if guide.way in (None, IMAGE_TO_IMAGE):
+        how = f"image-to-image, strength {request.strength:g}"
+    else:
+        how = f"by {guide.way}, weight {guide.weight:g}, steps from {guide.start:.0%} to {guide.end:.0%}"
+    return f"{KINDS[guide.kind]} ({guide.name}), {how} · sha256 {guide.sha256}"

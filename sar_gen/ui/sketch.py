@@ -11,10 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sar_gen.guides import Palette, PaletteClass, load_palette
-from sar_gen.ui.inputs import PICK
-from sar_gen.ui.theme import markup
+from sar_gen.ui.theme import PICK, markup
 
 CANVAS = 512
+SCENE = (
+    "element.addEventListener('click', event => { const card = event.target.closest('[data-scene]');"
+    " if (card) trigger('scene', { name: card.dataset.scene }); })"
+)
+"""Script of HTML with cards of unseen scenes: the event ``scene`` brings the name of the one that was clicked."""
 BRUSH = 36
 
 
@@ -22,6 +26,7 @@ BRUSH = 36
 class Sketch:
     """The components of the sketch tab; ``grounded`` is the event that laid new ground."""
 
+    scenes: gr.HTML
     editor: gr.ImageEditor
     brushes: gr.HTML
     ground: gr.Dropdown
@@ -29,8 +34,9 @@ class Sketch:
     grounded: Any
 
 
-def build_sketch() -> Sketch:
-    """Build the editor with the colours of the studio's palette."""
+def build_sketch(scenes: str) -> Sketch:
+    """Build the editor with the colours of the studio's palette, under the scenes to start from."""
+    offered = markup(scenes, js_on_load=SCENE, elem_id="sketch-scenes")
     palette = load_palette()
     first = palette.classes[0]
     with gr.Row(elem_classes="sg-brushbar"):
@@ -64,7 +70,7 @@ def build_sketch() -> Sketch:
         show_progress="hidden",
         api_visibility="private",
     )
-    return Sketch(editor, brushes, ground, view, grounded)
+    return Sketch(offered, editor, brushes, ground, view, grounded)
 
 
 def brush_buttons(palette: Palette, chosen: str) -> str:

@@ -8,6 +8,11 @@ import gradio as gr
 from gradio.themes import Base, Color, Size
 
 markup = partial(gr.HTML, apply_default_css=False)  # HTML of ours, styled by assets/ui/style.css alone
+PICK = (
+    "element.addEventListener('click', event => { const chip = event.target.closest('[data-text]');"
+    " if (chip) trigger('pick', { text: chip.dataset.text }); })"
+)
+"""Script of HTML whose buttons carry ``data-text``: the event ``pick`` brings the text of the one that was clicked."""
 
 ACCENT = Color(
     c50="#ecfafc", c100="#d0f1f6", c200="#a5e3ec", c300="#6fd0de", c400="#3fb6c8", c500="#1d9bb0",

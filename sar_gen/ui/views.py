@@ -136,14 +136,21 @@ def empty_tile(role: str, title: str, body: str, caption: str = "") -> str:
     )
 
 
-def invitation(presets: Sequence[Mapping[str, str]]) -> str:
-    """Return what the results show before the first run: scenes to start from, one click each."""
+def invitation(presets: Sequence[Mapping[str, str]], unseen: str = "") -> str:
+    """Return what the results show before the first run: scenes to start from, one click each.
+
+    Args:
+        presets: with a prompt alone.
+        unseen: HTML of the scenes with a map (``guide_views.scene_cards``).
+    """
     cards = "".join(
         f'<button type="button" class="sg-preset" data-preset="{escape(preset["name"])}">'
         f"<b>{escape(preset['name'])}</b><span>{escape(preset['prompt'])}</span></button>"
         for preset in presets
     )
     body = f'<p>Choose a scene, or write a prompt and press Generate.</p><div class="sg-presets">{cards}</div>'
+    if unseen:
+        body += f"<h4>Unseen scenes: drawn, because the training set does not hold them</h4>{unseen}"
     return empty_tile("generated", "No patch yet", body, "Generated")
 
 

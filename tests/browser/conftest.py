@@ -33,7 +33,8 @@ def app(tmp_path_factory) -> Iterator[driver.App]:
     with driver.running_app(tmp_path_factory.mktemp("app")) as running:
         yield running
         log = running.log.read_text()
-        assert "Traceback" not in log, log
+        closed = log.count("starlette.requests.ClientDisconnect")  # a page that closes while its sketch is uploaded
+        assert log.count("Traceback") == closed, log
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from sar_gen.settings import ROOT
 from tests.browser.driver import ask, status
 
 DARK = 0.6  # mean amplitude of drawn water over that of the ground around; 0.4 to 0.5 as measured
+EXAMPLE = ROOT / "assets" / "guides" / "examples" / "forest-airfield.png"
 TREES, WATER, BUILT = (0, 100, 0), (0, 100, 200), (250, 0, 0)  # of ESA WorldCover
 
 
@@ -51,7 +52,8 @@ def pictures(page: Page, where: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))) for source in sources]
 
 
-def test_a_drawn_river_is_dark_where_it_was_drawn(app, page):
+def test_a_drawn_river_is_dark_where_it_was_drawn(app, new_page):
+    page = new_page()
     page.locator("#guide label", has_text="Sketch").click()
     draw(page, [(0.06, 0.2), (0.25, 0.3), (0.4, 0.5), (0.6, 0.55), (0.78, 0.7), (0.94, 0.85)])
     expect(page.locator("#sketch-view")).to_contain_text("Water")
@@ -77,12 +79,16 @@ def test_a_drawn_river_is_dark_where_it_was_drawn(app, page):
 
     digest = json.loads((folder / "run.json").read_text())["guides"][0]["sha256"]
     expect(page.locator("#settings-used")).to_contain_text(digest)
-    # The run brings its drawing back.
-    page.locator("#guide label", has_text="None").click()
-    expect(page.locator("#sketch-view img")).to_have_count(0)
-    page.locator("#recover").click()
-    expect(page.locator("#sketch-view")).to_contain_text("Water")
-    expect(selected(page)).to_have_text("Sketch")
+    page.close()
+    # The run brings its drawing back, and the form alone makes the same patch.
+    other = new_page()
+    other.locator("#recover").click()
+    expect(selected(other)).to_have_text("Sketch")
+    expect(other.locator("#prompt textarea")).to_have_value("a SAR image of farmland")
+    other.locator("#generate").click()
+    expect(status(other, "done")).to_contain_text("1 patch saved")
+    assert app.run_folders()[-1] != folder
+    np.testing.assert_array_equal(np.load(app.run_folders()[-1] / "000_seed5.npy"), amplitude)
 
 
 def test_a_foreign_map_is_read_by_its_palette(page, tmp_path):
@@ -112,19 +118,8 @@ def test_a_foreign_map_is_read_by_its_palette(page, tmp_path):
 
 
 def test_an_example_fills_prompt_and_map_and_a_large_one_offers_its_size(page):
-    cards = page.locator("#stage .sg-scene")
-    assert cards.count() >= 9
-    page.locator("#stage .sg-scene[data-scene='Airfield in forest']").click()
-    expect(page.locator("#prompt textarea")).to_have_value("a SAR image of an airfield in a forest")
-    expect(page.locator("#sketch-view")).to_contain_text("Forest")
-    expect(selected(page)).to_have_text("Sketch")
-    example = np.asarray(Image.open(ROOT / "assets" / "guides" / "examples" / "forest-airfield.png").convert("RGB"))
-    used = pictures(page, "#sketch-view")[0]
-    np.testing.assert_array_equal(used, example[1::2, 1::2])
-    draw(page, [(0.1, 0.9), (0.5, 0.9), (0.9, 0.9)])  # it can be drawn over
-    expect(page.locator("#sketch-view")).to_contain_text("Water")
-
-    page.locator("#sketch-scenes .sg-scene.wide").click()
+    assert page.locator("#stage .sg-scene").count() >= 9
+    page.locator("#stage .sg-scene.wide").click()
     expect(page.locator("#guide-file")).to_contain_text("mountains")
     expect(selected(page)).to_have_text("Image")
     expect(page.locator("#guide-size")).to_have_text("Use the guide's size (1024 × 512)")
@@ -137,6 +132,21 @@ def test_an_example_fills_prompt_and_map_and_a_large_one_offers_its_size(page):
     expect(page.get_by_label("Height")).to_have_value("512")
     expect(page.locator("#guide-size")).to_be_hidden()
     expect(page.locator("#scene-size")).to_contain_text("large scene")
+
+    page.locator("#stage .sg-scene[data-scene='Airfield in forest']").click()
+    expect(page.locator("#prompt textarea")).to_have_value("a SAR image of an airfield in a forest")
+    expect(selected(page)).to_have_text("Sketch")
+    expect(page.locator("#sketch-view")).to_contain_text("Forest")
+    for field in (width, page.get_by_label("Height")):
+        field.fill("256")
+        field.blur()
+    expect(page.locator("#sketch-view")).to_contain_text("to 256 x 256 pixels")
+    example = np.asarray(Image.open(EXAMPLE).convert("RGB"))
+    np.testing.assert_array_equal(pictures(page, "#sketch-view")[0], example[1::2, 1::2])
+    before = page.locator("#sketch-view img").first.get_attribute("src")
+    draw(page, [(0.1, 0.9), (0.9, 0.9)])  # it can be drawn over
+    expect(page.locator("#sketch-view img").first).not_to_have_attribute("src", str(before))
+    assert (pictures(page, "#sketch-view")[0][-40:] == palettes.load_palette().colours[0]).all(axis=2).any()
 
 
 @pytest.fixture
@@ -154,7 +164,9 @@ def tiny(app):
 def test_two_guides_go_by_networks_and_come_back(app, tiny, new_page, tmp_path):
     page = new_page()
     option(page, "checkpoint", "Tiny")
-    page.locator("#stage .sg-scene").first.click()
+    page.locator("#guide label", has_text="Image").click()
+    page.locator("#guide-file input[type=file]").set_input_files(EXAMPLE)
+    expect(page.locator("#guide-view")).to_contain_text("what the network gets")
     expect(page.locator("#guide-way input")).to_have_value("Tiny network")
     expect(page.locator("#guide-strength")).to_be_hidden()
     field = page.locator("#guide-weight input[type=number]")
@@ -184,16 +196,17 @@ def test_two_guides_go_by_networks_and_come_back(app, tiny, new_page, tmp_path):
     folder = app.run_folders()[-1]
     asked = json.loads((folder / "run.json").read_text())["request"]["guides"]
     assert [(one["kind"], one["way"], one["weight"]) for one in asked] == [
-        ("sketch", "tiny-net", 1.5),
+        ("map", "tiny-net", 1.5),
         ("optical", "tiny-net", 1.0),
     ]
 
     other = new_page()
     other.locator("#recover").click()
-    expect(other.locator("#guide-rows .sg-item")).to_contain_text("Optical image")
-    expect(selected(other)).to_have_text("Sketch")
+    expect(other.locator("#guide-rows .sg-item")).to_contain_text("Class map")
+    expect(selected(other)).to_have_text("Past run")
+    expect(other.locator("#guide-view")).to_contain_text("Taken: guide 2")
     expect(other.locator("#guide-way input")).to_have_value("Tiny network")
-    expect(other.locator("#guide-weight input[type=number]")).to_have_value("1.5")
+    expect(other.locator("#guide-rows .sg-item")).to_contain_text("weight 1.5")
     other.locator("#generate").click()  # the form alone makes the same patch
     expect(status(other, "done")).to_contain_text("1 patch saved")
     again = app.run_folders()[-1]

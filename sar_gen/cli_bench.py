@@ -13,13 +13,13 @@ from sar_gen.cli_common import Json, Progress, print_json, table
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.settings import Settings
 
-TRAIN = "train"
+TRAIN, SCENES = "train", "scenes"
 PANEL = "Only for train"
 ModelSize = StrEnum("ModelSize", ["full", "tiny"])
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="What to measure: generate, quality or train.")] = "generate",
+    name: Annotated[str, typer.Argument(help="What to measure: generate, quality, scenes or train.")] = "generate",
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     size: Annotated[
         ModelSize | None,
@@ -57,8 +57,8 @@ def bench(
         return
     from sar_gen.bench import BENCHES
 
-    if name not in BENCHES:
-        raise InputError(f"There is no bench {name!r}; choose one of {', '.join((*BENCHES, TRAIN))}.")
+    if name not in (*BENCHES, SCENES):
+        raise InputError(f"There is no bench {name!r}; choose one of {', '.join((*BENCHES, SCENES, TRAIN))}.")
     for option, value in (
         ("size", size),
         ("rows", rows),
@@ -69,6 +69,9 @@ def bench(
     ):
         if value is not None:
             raise InputError(f"--{option} is an option of the bench train; leave it out for {name}.")
+    if name == SCENES:
+        _scenes(settings, as_json)
+        return
     results = BENCHES[name](settings)
     if as_json:
         print_json([result.to_json() for result in results])
@@ -81,6 +84,23 @@ def bench(
             for t in result.timings
         ]
         table(lines)
+
+
+def _scenes(settings: Settings, as_json: bool) -> None:
+    from sar_gen.bench.scenes import bench_scenes
+
+    progress = Progress()
+    scenes = bench_scenes(settings, say=progress.show)
+    progress.show("")
+    if as_json:
+        print_json([scene.to_json() for scene in scenes])
+        return
+    lines = [("scene", "pixels", "seconds", "peak MB", "seams in columns", "in rows")]
+    for scene in scenes:
+        seams = ("-", "-") if scene.seams is None else tuple(f"{value:.2f}" for value in scene.seams)
+        peak = f"{scene.peak / 1e6:.0f}" if scene.peak else "-"
+        lines.append((scene.name, f"{scene.side} x {scene.side}", f"{scene.seconds:.1f}", peak, seams[0], seams[1]))
+    table(lines)
 
 
 def _train(

@@ -33,6 +33,7 @@ from sar_gen.guide_networks import identity as network_identity
 from sar_gen.guide_networks import networks
 from sar_gen.pipelines import PipelineHolder, Placement
 from sar_gen.request import (
+    IMAGE_TO_IMAGE,
     SIZE_STEP,
     Done,
     EngineState,
@@ -49,7 +50,8 @@ from sar_gen.request import (
     check_request,
 )
 from sar_gen.settings import Settings
-from sar_gen.steering import Steer, decode_windows, grid, steered
+from sar_gen.steering import Steer, acts, decode_windows, steered
+from sar_gen.windows import mean_count
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +310,7 @@ class Engine:
             messages = [*spec.prompt_warnings(request.prompt), *prompt_notices(pipe, request)]
             messages += [one.note for one in ready]
             messages += [warning for one in ready if one.network for warning in one.network.warnings]
-            messages += scene_notices(request, spec.resolution)
+            messages += [*scene_notices(request, spec.resolution), *idle_notices(request)]
             for message in messages:
                 job.events.put(Notice(message))
         steers = self._steers(job, ready)
@@ -428,10 +430,22 @@ def scene_notices(request: GenerationRequest, resolution: int) -> list[str]:
     if max(request.width, request.height) <= resolution:
         return []
     sides = (request.height // SIZE_STEP, request.width // SIZE_STEP)
-    count = len(grid(*sides, resolution // SIZE_STEP, np.random.default_rng(0)))
+    count = mean_count(*sides, resolution // SIZE_STEP)
     return [
         f"The scene of {request.width} x {request.height} pixels is larger than the checkpoint's {resolution}: it is "
         f"made of some {count} overlapping windows a step."
+    ]
+
+
+def idle_notices(request: GenerationRequest) -> list[str]:
+    """Return a sentence on each guide that acts in no step at all, its share of the steps being too short."""
+    assert request.steps is not None
+    return [
+        f"The {guide.kind} guide acts in none of the {request.steps} steps: its start and end ({guide.start:g} to "
+        f"{guide.end:g}) lie within one of them; widen them, or take more steps."
+        for guide in request.guides
+        if guide.way != IMAGE_TO_IMAGE
+        and not any(acts(guide.start, guide.end, step, request.steps) for step in range(request.steps))
     ]
 
 

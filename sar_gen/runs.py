@@ -282,14 +282,15 @@ def request_from_json(data: dict[str, Any], folder: Path | None = None) -> Gener
 
 
 def _load_guide(folder: Path | None, place: int, data: dict[str, Any]) -> Guide | None:
-    """Return a guide of a run; ``None`` where its picture is not there."""
+    """Return a guide of a run; ``None`` where its picture is not there, or another one of that name is."""
     name = "guide.png" if place == 0 else f"guide_{place}.png"
     if folder is None or not (folder / name).is_file():
         return None
     names = {f.name for f in dataclasses.fields(Guide)} - {"image", "notes"}
     values = {key: value for key, value in data.items() if key in names}
     pixels = np.asarray(Image.open(folder / name))
-    return Guide(**values, image=pixels, notes=tuple(data.get("notes", ())))
+    guide = Guide(**values, image=pixels, notes=tuple(data.get("notes", ())))
+    return guide if data.get("sha256", guide.sha256) == guide.sha256 else None
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -23,9 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from sar_gen.conditioning import GuideImage
-
-OVERLAP = 0.25
-"""Share of a window that it overlaps the next one by, at least."""
+from sar_gen.windows import OVERLAP, Window, grid, margins
 
 
 @dataclass(frozen=True)
@@ -46,24 +44,10 @@ class Steer:
     start: float = 0.0
     end: float = 1.0
 
-    def acts(self, step: int, steps: int) -> bool:
-        """Return whether it acts at a step, by the rule of diffusers' pipelines."""
-        return step / steps >= self.start and (step + 1) / steps <= self.end
 
-
-@dataclass(frozen=True)
-class Window:
-    """A part of the latent scene."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Rows and columns."""
-        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+def acts(start: float, end: float, step: int, steps: int) -> bool:
+    """Return whether a guide acts at a step, by the rule of diffusers' pipelines."""
+    return step / steps >= start and (step + 1) / steps <= end
 
 
 @contextmanager
@@ -93,7 +77,7 @@ def steered(
     def forward(sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **options: Any) -> Any:
         nonlocal calls
         steps = max(1, len(pipe.scheduler.timesteps))
-        acting = [steer for steer in steers if steer.acts(calls, steps)]
+        acting = [steer for steer in steers if acts(steer.start, steer.end, calls, steps)]
         height, width = sample.shape[2:]
         whole = height <= native and width <= native
         windows = [Window(0, 0, height, width)]
@@ -224,40 +208,6 @@ def _channels(images: torch.Tensor, config: Any) -> torch.Tensor:
 
 def _repeated(value: torch.Tensor, count: int) -> torch.Tensor:
     return value if count == 1 else value.repeat(count, *(1 for _ in value.shape[1:]))
-
-
-def margins(height: int, width: int, native: int) -> tuple[int, int]:
-    """Return how many rows and columns windows may hang over each border; 0 along a side that one window covers."""
-    return tuple(0 if side <= native else min(native // 2, side - 1) for side in (height, width))  # type: ignore[return-value]
-
-
-def grid(height: int, width: int, native: int, draw: np.random.Generator) -> list[Window]:
-    """Lay windows of one size over a scene and its margins, evenly, at a place that ``draw`` decides.
-
-    Args:
-        height: of the scene, latent pixels.
-        width: of the scene.
-        native: side of a window; a shorter scene has shorter windows.
-        draw: decides.
-
-    Returns:
-        Windows in rows and columns of the scene with its ``margins``; together they cover the scene.
-    """
-    rows, columns = (
-        _places(side, native, over, draw)
-        for side, over in zip((height, width), margins(height, width, native), strict=True)
-    )
-    return [Window(top, left, min(height, native), min(width, native)) for top in rows for left in columns]
-
-
-def _places(side: int, native: int, over: int, draw: np.random.Generator) -> list[int]:
-    """Return where windows begin along one side: from within the first margin to within the last one."""
-    if not over:
-        return [0]
-    first, last = (int(value) for value in draw.integers(0, over, 2, endpoint=True))
-    last += over + side - native
-    count = -(-(last - first) // max(1, int(native * (1 - OVERLAP)))) + 1
-    return sorted({round(place) for place in np.linspace(first, last, count)})
 
 
 def window_weight(height: int, width: int) -> torch.Tensor:

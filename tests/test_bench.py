@@ -1,4 +1,7 @@
+import numpy as np
+
 from sar_gen.bench import alternate, bench_generate, bench_quality, timing
+from sar_gen.bench.scenes import bench_scenes, seams_of
 from sar_gen.settings import Settings
 from tests import tiny
 
@@ -37,3 +40,27 @@ def test_quality_times_the_same_patches_both_ways():
     for bench in benches:
         assert len(bench.timings) == 2
         assert all(timing.median > 0 for timing in bench.timings)
+
+
+def test_seams_of_a_step_and_of_none():
+    """Uniform noise has jumps of one size everywhere; a step of brightness at each line has larger ones there."""
+    random = np.random.default_rng(0)
+    scene = random.random((256, 256)).astype(np.float32)
+    for value in seams_of(scene, 32):
+        assert 0.6 < value < 1.5
+    stepped = scene + 0.5 * (np.arange(256) // 32 % 2)
+    columns, rows = seams_of(stepped.astype(np.float32), 32)
+    assert columns > 5
+    assert 0.6 < rows < 1.5
+
+
+def test_scenes_are_made_and_measured(tmp_path):
+    tiny.checkpoint(tmp_path / "checkpoints" / "base", examples=["a river"])
+    settings = Settings(home=tmp_path / "home", checkpoints=tmp_path / "checkpoints", checkpoint="base", device="cpu")
+    scenes = bench_scenes(settings, sides=(64, 160), steps=2)
+    assert [(scene.name, scene.side) for scene in scenes] == [
+        ("windows", 64), ("windows", 160), ("patches side by side", 128),
+    ]  # fmt: skip
+    assert scenes[0].seams is None
+    assert all(np.isfinite(scene.seams).all() for scene in scenes[1:])
+    assert scenes[1].peak > 0

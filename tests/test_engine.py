@@ -656,3 +656,14 @@ def test_image_to_image_makes_large_scenes_too(engine):
     events, patches = run(engine, guided(start, width=128, height=64, strength=0.4, steps=5))
     assert patches[0].shape == (64, 128)
     assert {e.steps for e in events if isinstance(e, Step)} == {2}
+
+
+def test_a_guide_that_acts_in_no_step_is_named() -> None:
+    """Of two steps, 0.1 to 0.6 holds neither 0 to 0.5 nor 0.5 to 1."""
+    from sar_gen.engine import idle_notices
+
+    guide = Guide("map", np.zeros((8, 8, 3), np.uint8), way="net", start=0.1, end=0.6)
+    request = dataclasses.replace(REQUEST, guides=(guide,), steps=2)
+    assert "none of the 2 steps" in idle_notices(request)[0]
+    assert idle_notices(dataclasses.replace(request, steps=4)) == []
+    assert idle_notices(dataclasses.replace(request, guides=(dataclasses.replace(guide, way="image-to-image"),))) == []

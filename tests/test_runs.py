@@ -196,3 +196,12 @@ def test_a_run_from_before_there_were_several_guides_still_opens(store):
     data["guide"] = data["request"]["guide"] = None
     path.write_text(json.dumps(data))
     assert store.open(run.id).request.guides == ()
+
+
+def test_the_guide_of_another_run_is_not_taken_for_its_own(tmp_path):
+    store = RunStore(tmp_path)
+    guide = Guide("map", np.zeros((8, 8, 3), np.uint8))
+    run = store.begin(GenerationRequest("a river", guides=(guide,)), {}, {})
+    assert len(store.open(run.id).request.guides) == 1
+    Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(run.folder / "guide.png")
+    assert store.open(run.id).request.guides == ()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sar_gen.conditioning import GuideImage
-from sar_gen.steering import Steer, decode_windows, grid, margins, steered, window_weight
+from sar_gen.steering import Steer, decode_windows, steered, window_weight
 from tests import tiny
 
 SIDE = tiny.SIZE
@@ -134,27 +134,6 @@ def test_what_was_patched_is_put_back_after_an_error(made: Path) -> None:
         call(pipe)
     assert pipe.unet.forward == before
     assert "forward" not in pipe.unet.__dict__
-
-
-@pytest.mark.parametrize(("height", "width", "native"), [(8, 8, 8), (9, 30, 8), (64, 100, 32), (20, 6, 8), (10, 9, 8)])
-@pytest.mark.parametrize("step", range(6))
-def test_windows_cover_the_scene_and_stay_within_its_margins(height: int, width: int, native: int, step: int) -> None:
-    over = margins(height, width, native)
-    covered = np.zeros((height + 2 * over[0], width + 2 * over[1]))
-    for window in grid(height, width, native, np.random.default_rng([3, step])):
-        assert window.top >= 0
-        assert window.left >= 0
-        assert window.top + window.height <= covered.shape[0]
-        assert window.left + window.width <= covered.shape[1]
-        assert (window.height, window.width) == (min(height, native), min(width, native))
-        covered[window.slices] += 1
-    assert covered[over[0] : over[0] + height, over[1] : over[1] + width].min() >= 1
-
-
-def test_the_grid_moves_from_step_to_step_and_not_from_run_to_run() -> None:
-    grids = [grid(64, 64, 32, np.random.default_rng([7, step])) for step in range(10)]
-    assert len({windows[0] for windows in grids}) > 5
-    assert grids == [grid(64, 64, 32, np.random.default_rng([7, step])) for step in range(10)]
 
 
 class Pointwise(torch.nn.Module):

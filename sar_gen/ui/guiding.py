@@ -7,7 +7,6 @@ networks read them: those that were added are kept in a ``Listed``, the one in t
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from sar_gen.studio import Studio
 from sar_gen.ui import judging
 from sar_gen.ui.choices import Ways
 from sar_gen.ui.sketch import drawing
+from sar_gen.windows import mean_count
 
 SOURCES = [("None", "none"), ("Sketch", "sketch"), ("Image", "image"), ("Past run", "run"), ("Real", "real")]
 KINDS = {"sketch": "Sketch", "map": "Class map", "optical": "Optical image", "sar": "SAR image"}
@@ -44,7 +44,6 @@ PICTURE = "picture"
 """What is taken of a past run: its picture; else the number of one of its guides."""
 RECENT = 12  # patches offered of past runs
 A_RUN = 4  # of them at most of one run
-OVERLAP = 0.25  # of the windows of a large scene, as in sar_gen.steering, which needs torch
 
 
 @dataclass(frozen=True)
@@ -267,23 +266,11 @@ def guide_size(guide: Guide, resolution: int, largest: int) -> tuple[int, int] |
     return (size[0], size[1]) if max(size) > resolution else None
 
 
-def windows(width: int, height: int, resolution: int) -> int:
-    """Return how many windows of a checkpoint's size a large scene is made of: the average of ``steering.grid``."""
-    return round(math.prod(_along(side // SIZE_STEP, resolution // SIZE_STEP) for side in (width, height)))
-
-
-def _along(side: int, native: int) -> float:
-    if side <= native:
-        return 1
-    over = min(native // 2, side - 1)  # what windows hang over both borders together, on average
-    return (over + side - native) / max(1, int(native * (1 - OVERLAP))) + 1.5
-
-
 def size_line(width: int, height: int, resolution: int) -> str:
     """Return what a size above the checkpoint's own means; empty for others."""
     if max(width, height) <= resolution:
         return ""
-    count = windows(width, height, resolution)
+    count = mean_count(height // SIZE_STEP, width // SIZE_STEP, resolution // SIZE_STEP)
     return (
         f"{width} × {height} px make one large scene of some {count} overlapping windows a step, so it takes about "
         f"{count} times as long as a patch."

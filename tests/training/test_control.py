@@ -13,7 +13,7 @@ from sar_gen.engine import Engine
 from sar_gen.errors import InputError
 from sar_gen.request import GenerationRequest, Guide, PatchReady
 from sar_gen.training.loop import drawn_timesteps, train
-from sar_gen.training.parts import find_base, load_pipeline, new_control
+from sar_gen.training.parts import EMBEDDED, find_base, load_pipeline, new_control
 from tests.training.conftest import SIDE, write_data
 from tests.training.test_loop import StopAfter, run, same, weights
 
@@ -50,6 +50,18 @@ def test_an_untrained_network_changes_nothing_and_begins_as_the_encoder(place, a
     assert torch.equal(control.state_dict()[name], theirs[name])
     has_attention = any("attentions" in key for key in control.state_dict())
     assert has_attention is attention
+
+
+def test_the_guide_reaches_the_encoder_from_the_first_step_on(place):
+    """Not through zeros: what the embedding gives of a random guide has the spread that is asked for."""
+    unet = load_pipeline(find_base("base", place.settings)).unet
+    control = new_control(unet, attention=False)
+    guide = torch.rand(2, len(PLANES), 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        given = control.controlnet_cond_embedding(guide)
+        other = control.controlnet_cond_embedding(torch.zeros_like(guide))
+    assert given.std().item() == pytest.approx(EMBEDDED, rel=0.3)
+    assert other.abs().max() < 1e-6
 
 
 def test_a_trained_network_is_found_and_changes_what_the_studio_makes(paired):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sar_gen.conditioning import KINDS, PLANES
+from sar_gen.conditioning import PLANES
 from sar_gen.guides import CLASSES
 from sar_gen.training.config import GuidesConfig
 from sar_gen.training.dataset import open_manifest

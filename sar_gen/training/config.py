@@ -150,7 +150,9 @@ class GuidesConfig:
     """What a ControlNet is trained to read; each patch of a batch has one kind of guide, or none.
 
     Attributes:
-        kinds: of guide, made of the patch and its co-registered optical picture.
+        kinds: of guide, made of the patch and its co-registered optical picture; one that is named twice is drawn
+            twice as often.
+        start: folder of a network that is trained further; ``None`` starts from the UNet's encoder.
         dropped: share of patches without a guide.
         attention: the network also reads the text, as its UNet does; without it is half as large.
         jitter: most that the optical picture's gain and gamma are changed by, as a factor of e.
@@ -161,6 +163,7 @@ class GuidesConfig:
     """
 
     kinds: tuple[Literal["map", "optical", "sar"], ...] = ("map", "optical", "sar")
+    start: Path | None = None
     dropped: Share = 0.05
     attention: bool = False
     jitter: Annotated[float, Field(ge=0)] = 0.2

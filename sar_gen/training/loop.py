@@ -57,6 +57,7 @@ from sar_gen.training.state import (
     seed_of,
 )
 from sar_gen.training.validation import reference_of, validate
+from sar_gen.weights import weight_files
 
 Say = Callable[[str], None]
 Stop = Callable[[], bool]
@@ -195,6 +196,9 @@ def check_inputs(config: TrainingConfig, base: Base) -> None:
             raise InputError("A ControlNet is trained on a manifest of SAR patches without flips; correct data.")
         if data.cache == "none":
             raise InputError("Guides are made of centre crops, as latents that are kept; set data.cache to 'memory'.")
+        start = config.guides.start
+        if start is not None and not weight_files(start):
+            raise InputError(f"{start} holds no network to start from; give the folder of a trained one.")
         if config.run.validate_every:
             raise InputError(
                 "Previews know no guide; set run.validate_every = 0, and measure with 'sar_gen guides measure' after."
@@ -585,7 +589,8 @@ def _card(config: TrainingConfig, base: Base, parts: Parts) -> dict[str, Any]:
 def control_card(config: TrainingConfig, card: dict[str, Any]) -> dict[str, Any]:
     """Return the card of a ControlNet; it is no kind's default until it is measured and its card says so."""
     kept = ("id", "title", "base", "licence", "credit", "training_data")
-    kinds = {kind: "studio" if kind == "map" else kind for kind in config.guides.kinds}
+    words = {"map": "studio", "optical": "grey", "sar": "coarse, linear"}
+    kinds = {kind: words[kind] for kind in dict.fromkeys(config.guides.kinds)}
     untrained = {"road": "fields"} if "map" in kinds else {}
     own = {"kind": "guides", "layout": "studio", "kinds": kinds, "untrained": untrained}
     return {**{name: card[name] for name in kept if name in card}, **own}

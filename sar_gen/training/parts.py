@@ -27,6 +27,7 @@ from sar_gen.strategies import LORA, Lora, Strategy
 from sar_gen.training.config import LoraConfig, TrainingConfig
 from sar_gen.training.state import replace_folder
 from sar_gen.training.tokens import TokenEmbedding, learn_token
+from sar_gen.weights import weight_files
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 EMBEDDED = 0.3
@@ -159,6 +160,8 @@ def put_on(pipe: Any, family: str, row: Strategy, config: TrainingConfig, dtype:
                 parts.trained[part] = [p for p in encoder.parameters() if p.requires_grad and p is not learned.rows]
     if modes.get("control") == "full":
         parts.control = new_control(pipe.unet, attention=config.guides.attention)
+        if config.guides.start is not None:
+            pipelines.copy_weights(parts.control, weight_files(config.guides.start))
         parts.trained["control"] = list(parts.control.parameters())
         if config.run.gradient_checkpointing:
             parts.control.enable_gradient_checkpointing()

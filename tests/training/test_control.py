@@ -12,10 +12,11 @@ from sar_gen.conditioning import PLANES, planes
 from sar_gen.engine import Engine
 from sar_gen.errors import InputError
 from sar_gen.request import GenerationRequest, Guide, PatchReady
+from sar_gen.training.config import TrainingConfig, read_config
 from sar_gen.training.loop import drawn_timesteps, train
 from sar_gen.training.parts import EMBEDDED, find_base, load_pipeline, new_control
 from tests.training.conftest import SIDE, write_data
-from tests.training.test_loop import StopAfter, run, same, weights
+from tests.training.test_loop import ROOT, StopAfter, run, same, weights
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_a_trained_network_is_found_and_changes_what_the_studio_makes(paired):
     assert not problems
     network = known["guides"]
     assert (network.base, network.layout, network.default_for) == ("base", "studio", ())
-    assert network.kinds == {"map": "studio", "optical": "optical", "sar": "sar"}
+    assert network.kinds == {"map": "studio", "optical": "grey", "sar": "coarse, linear"}
     # What is read back is what was trained, to the last bit.
     loaded = ControlNetModel.from_pretrained(settings.output)
     assert loaded.config.conditioning_channels == len(PLANES)
@@ -114,6 +115,17 @@ def test_a_run_that_was_stopped_goes_on_exactly(paired, cache):
     assert same(weights(paired.settings.checkpoints / "whole"), weights(pieces.output))
 
 
+def test_a_network_can_be_trained_further(paired):
+    first = config(paired, "first", denoiser={"steps": 2, "learning_rate": 1e-2})
+    run(paired, first)
+    still = {"denoiser": {"steps": 1, "learning_rate": 1e-30, "weight_decay": 0.0}}
+    further = config(paired, "further", guides={"start": str(first.output)}, **still)
+    run(paired, further)
+    assert same(weights(first.output), weights(further.output))
+    with pytest.raises(InputError, match="no network to start from"):
+        run(paired, config(paired, "wrong", guides={"start": str(paired.data)}))
+
+
 def test_gradient_checkpointing_and_bf16_run(paired):
     result = run(paired, config(paired, run={"gradient_checkpointing": True, "precision": "bf16"}))
     assert np.isfinite(result.losses).all()
@@ -137,6 +149,13 @@ def test_data_without_optical_halves_are_refused_but_for_coarse_sar(place):
     with pytest.raises(InputError, match="optical"):
         run(place, config(place))
     assert run(place, config(place, "sar", guides={"kinds": ["sar"]})).finished
+
+
+@pytest.mark.parametrize("name", ["guides-embedded", "guides-embedded-cpu", "guides-embedded-cpu-further"])
+def test_the_shipped_configurations_are_of_a_network_for_the_embedded_base(name):
+    found = read_config(ROOT / "sar_gen" / "training" / "configs" / f"{name}.toml", TrainingConfig)
+    assert (found.base, found.strategy) == ("sar-mini", "control")
+    assert set(found.guides.kinds) == {"map", "optical", "sar"}
 
 
 def test_the_strategy_trains_alone():

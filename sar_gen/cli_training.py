@@ -150,7 +150,8 @@ def train(
         data = dataclasses.asdict(result) | {"folder": str(result.folder) if result.folder else None}
         print_json(data | {"losses": losses, "work": str(chosen.work)})
     elif result.folder is not None:
-        print(f"{result.folder} is ready; choose it by its id, {result.folder.name}.")
+        how = f"--guide-way {result.folder.name}" if "control" in result.trainable else "its id"
+        print(f"{result.folder} is ready; choose it by {how}.")
 
 
 def _stopped_by_signals() -> Callable[[], bool]:

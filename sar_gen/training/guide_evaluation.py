@@ -314,7 +314,7 @@ class Ground:
     Attributes:
         means: ``(grounds, features)``.
         covariances: ``(grounds, features, features)``.
-        shares: ``(grounds,)``; 0 where a ground does not occur.
+        shares: ``(grounds,)`` of the training ground; 0 where a ground does not occur.
     """
 
     means: NDArray[np.float64]
@@ -331,7 +331,8 @@ class Ground:
             centred = features - self.means[ground]
             inverse = np.linalg.inv(self.covariances[ground])
             distance = np.einsum("hwi,ij,hwj->hw", centred, inverse, centred)
-            scores[ground] = np.log(share) - 0.5 * (distance + np.linalg.slogdet(self.covariances[ground])[1])
+            # All grounds alike: with their shares of the training ground, water would never be found.
+            scores[ground] = -0.5 * (distance + np.linalg.slogdet(self.covariances[ground])[1])
         return scores.argmax(axis=0).astype(np.uint8)
 
 

@@ -21,7 +21,8 @@ from sar_gen.settings import ROOT, Settings
 from sar_gen.strategies import STRATEGIES
 from tests import tiny
 
-ON_BASE = [name for name in STRATEGIES if name not in ("base", "foundation")]
+# A network that reads guides is no strategy that a pipeline is switched to: it goes beside any of them.
+ON_BASE = [name for name in STRATEGIES if name not in ("base", "foundation", "control")]
 PROMPT = "a <SAR> sar"
 GB = 1_000_000_000
 

@@ -124,9 +124,14 @@ def open_page(page: Page, app: App) -> Page:
 
 
 def set_number(page: Page, elem_id: str, value: int) -> None:
+    """Type a number; again where the field was just being built (an accordion that opens) and took its own value."""
     field = page.locator(f"#{elem_id} input[type=number]")
-    field.fill(str(value))
-    field.blur()
+    for _ in range(3):
+        field.fill(str(value))
+        field.blur()
+        page.wait_for_timeout(150)
+        if field.input_value() == str(value):
+            return
 
 
 def ask(page: Page, prompt: str, *, count: int = 1, steps: int = 2, seed: int | None = None) -> None:

@@ -201,6 +201,11 @@ def _unit_float32(values: Any) -> tuple[Any, Any]:
     return np.clip(np.asarray(values, dtype=np.float32), 0.0, 1.0), np
 
 
+def grey_picture(amplitude: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return amplitude as a picture of three equal channels, ``(height, width, 3)`` uint8."""
+    return np.repeat(quantise(amplitude)[..., None], 3, axis=2)
+
+
 def quantise(amplitude: ArrayLike, bits: Literal[8, 16] = 8) -> NDArray[Any]:
     """Return amplitude in [0, 1] rounded to the levels 0 to ``2**bits - 1`` (uint8 or uint16)."""
     top = 2**bits - 1

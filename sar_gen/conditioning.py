@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sar_gen.amplitude import quantise
+from sar_gen.amplitude import grey_picture
 from sar_gen.errors import InputError
 from sar_gen.guide_networks import Layout, NetworkSpec
 from sar_gen.guides import (
     CLASSES,
+    LUMINANCE,
     check_image,
     check_not_flat,
     load_palette,
@@ -37,7 +38,6 @@ KINDS: tuple[PlaneKind, ...] = ("map", "optical", "sar")
 PLANES = (*CLASSES, "optical", "sar", *(f"has {kind}" for kind in KINDS))
 COARSEST, FINEST = 8, 4
 """Pixels of the scene a pixel of the coarse SAR image, as trained: at least ``FINEST``, at most ``COARSEST``."""
-LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # ITU-R BT.709
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _sar(
             note += (
                 f" One of its pixels covers {factor:.0f} of the scene's; the network has learned {COARSEST} at most."
             )
-    shown = np.repeat(quantise(values)[..., None], 3, axis=2)
+    shown = grey_picture(values)
     return (values if layout == "studio" else shown), shown, note
 
 

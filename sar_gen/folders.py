@@ -252,7 +252,7 @@ def strategy_files(source: Path) -> StrategyFiles:
             deltas[part] = delta
             continue
         if not files:
-            _refuse_pickles(source / part)
+            refuse_pickles(source / part)
             continue
         headers = [read_header(path) for path in files]
         if part == "vae":
@@ -278,7 +278,7 @@ def strategy_files(source: Path) -> StrategyFiles:
     if files_found.vae_lora:
         _check_vae_lora(files_found.vae_lora)
     if not any(files_found.paths()):
-        _refuse_pickles(source)
+        refuse_pickles(source)
         raise InputError(
             f"{source} holds neither a diffusers pipeline (model_index.json) nor a strategy's files (unet/, "
             f"text_encoder/, vae/, {LORA_FILE} or {TOKEN_FILE}); give another folder."
@@ -392,7 +392,12 @@ def _shapes(paths: tuple[Path, ...] | list[Path]) -> dict[str, tuple[int, ...]]:
     return {key.removeprefix("text_model."): s for key, s in shapes.items() if not key.endswith("position_ids")}
 
 
-def _refuse_pickles(folder: Path) -> None:
+def refuse_pickles(folder: Path) -> None:
+    """Refuse a folder that holds a pickle.
+
+    Raises:
+        InputError: the sentence about pickles.
+    """
     for path in _pickles(folder)[:1]:
         read_header(path)
 

@@ -148,6 +148,12 @@ def ways(known: Mapping[str, NetworkSpec], spec: CheckpointSpec, kind: str) -> l
     return [*first, IMAGE_TO_IMAGE, *(one.id for one in fitting if one.id not in first)]
 
 
+def default_way(offered: Sequence[str], several: bool) -> str:
+    """Return the default of the ways that are offered; of several guides a network reads each, where there is one."""
+    networks_ = [way for way in offered if way != IMAGE_TO_IMAGE]
+    return networks_[0] if several and networks_ else offered[0]
+
+
 def accepts(network: NetworkSpec, kind: str) -> bool:
     """Return whether a network reads this kind of guide; a sketch is a map drawn by hand."""
     return _network_kind(network, kind) in network.kinds
@@ -174,7 +180,8 @@ def with_ways(
             cannot go together.
     """
     chosen = tuple(
-        dataclasses.replace(guide, way=guide.way or _default_way(guide, guides, spec, known)) for guide in guides
+        dataclasses.replace(guide, way=guide.way or default_way(ways(known, spec, guide.kind), len(guides) > 1))
+        for guide in guides
     )
     for guide in chosen:
         if guide.way == IMAGE_TO_IMAGE:
@@ -283,9 +290,7 @@ def missing_files(network: NetworkSpec) -> list[str]:
     if folder is None or not (folder / "config.json").is_file():
         return ["config.json"]
     if not weight_files(folder, network.variant):
-        for path in folder.iterdir():
-            if path.suffix.lower() in (".bin", ".pth", ".pt", ".ckpt"):
-                read_header(path)  # raises the sentence about pickles
+        folders.refuse_pickles(folder)
         return ["diffusion_pytorch_model.safetensors"]
     return [name for name in network.sha256 if not (folder / name).is_file()]
 
@@ -401,12 +406,6 @@ _HINT = "it needs a network connection once; or add a local folder with 'python 
 
 def _network_kind(network: NetworkSpec, kind: str) -> str:
     return "map" if kind == "sketch" and "sketch" not in network.kinds else kind
-
-
-def _default_way(guide: Guide, guides: Sequence[Guide], spec: CheckpointSpec, known: Mapping[str, NetworkSpec]) -> str:
-    """Return a guide's default way; with several guides image-to-image is none, where a network reads the guide."""
-    offered = ways(known, spec, guide.kind)
-    return next((way for way in offered if way != IMAGE_TO_IMAGE), IMAGE_TO_IMAGE) if len(guides) > 1 else offered[0]
 
 
 def _spec(

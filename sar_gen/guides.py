@@ -13,7 +13,6 @@ assumption and marked so in the file. Files are read by ``sar_gen.guide_files``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sar_gen.amplitude import quantise
+from sar_gen.amplitude import grey_picture
 from sar_gen.errors import InputError
 from sar_gen.guide_files import read_guide
 from sar_gen.palettes import (
@@ -42,7 +41,8 @@ from sar_gen.request import Guide
 from sar_gen.settings import ROOT
 
 __all__ = [
-    "CLASSES", "ClassStatistics", "Law", "Palette", "PaletteClass", "PreparedGuide", "check_image", "check_not_flat",
+    "CLASSES", "LUMINANCE",
+    "ClassStatistics", "Law", "Palette", "PaletteClass", "PreparedGuide", "check_image", "check_not_flat",
     "flatten", "intensity_field", "load_palette", "load_statistics", "optical_order", "prepare_guide", "read_guide",
     "render", "resize_amplitude", "resize_map", "resized_note", "shrunk", "snap", "snap_to_palette", "speckle_field",
     "start_amplitude",
@@ -50,6 +50,7 @@ __all__ = [
 
 STATISTICS_FILE = ROOT / "assets" / "guides" / "class_statistics.json"
 
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # ITU-R BT.709
 TRANSITION = 0.7
 """Standard deviation in pixels of the transition between classes: 1.8 pixels from 10 to 90 %."""
 MIN_SIDE = 8
@@ -211,7 +212,7 @@ def prepare_guide(guide: Guide, width: int, height: int, seed: int) -> PreparedG
     else:
         start, shown, note = _from_optical(image, (height, width), seed)
     note = " ".join([*guide.notes, note]) + resized_note(image.shape[:2], (height, width))
-    digest = hashlib.sha256(np.ascontiguousarray(guide.image).tobytes()).hexdigest()
+    digest = guide.sha256
     return PreparedGuide(start, shown, note, digest)
 
 
@@ -327,13 +328,13 @@ def _from_sar(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[
     note = "Grey 0 to 255 is taken as the studio's amplitude 0 to 1."
     if size[0] * size[1] > 1.5 * grey.size:
         note += " Its speckle is enlarged with it, and so smoother than real; a higher strength renews it."
-    return amplitude, np.repeat(quantise(amplitude)[..., None], 3, axis=2), note
+    return amplitude, grey_picture(amplitude), note
 
 
 def _from_optical(
     image: NDArray[np.uint8], size: tuple[int, int], seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], str]:
-    luminance = image.astype(np.float64) @ np.array([0.2126, 0.7152, 0.0722])  # ITU-R BT.709
+    luminance = image.astype(np.float64) @ LUMINANCE
     check_not_flat(luminance, "optical guide")
     statistics = load_statistics()
     water_law, ground = statistics.laws["water"], statistics.laws["fields"]
@@ -350,7 +351,7 @@ def _from_optical(
         f"dark ground water, with the brightness law of real SAR. By rank it agrees with real SAR at {low:.1f} to "
         f"{high:.1f} only (1 is perfect); a ControlNet for optical images reads it itself."
     )
-    shown = np.repeat(quantise(np.sqrt(np.clip(local, 0, 1)))[..., None], 3, axis=2)
+    shown = grey_picture(np.sqrt(np.clip(local, 0, 1)))
     return amplitude, shown, note
 
 

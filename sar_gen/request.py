@@ -148,8 +148,13 @@ def scene_size(guides: Sequence[Guide], settings: Settings) -> tuple[int, int]:
     """
     if not guides:
         raise InputError("There is no guide to take the size from; give one, or a width and height.")
-    height, width = guides[0].image.shape[:2]
-    scale = min(1.0, settings.max_side / max(height, width))
+    return size_of(guides[0], settings.max_side)
+
+
+def size_of(guide: Guide, largest: int) -> tuple[int, int]:
+    """Return width and height of the scene that a guide is the map of: multiples of ``SIZE_STEP``, within a limit."""
+    height, width = guide.image.shape[:2]
+    scale = min(1.0, largest / max(height, width))
     return tuple(max(64, int(side * scale) // SIZE_STEP * SIZE_STEP) for side in (width, height))  # type: ignore[return-value]
 
 

@@ -137,9 +137,7 @@ def _predict(
     ``over`` is how many rows and columns of ``sample`` lie outside of the scene, before it begins.
     """
     count = len(windows)
-    parts = torch.cat([sample[:, :, *window.slices] for window in windows]) if count > 1 or acting else sample
-    if count == 1:
-        parts = sample[:, :, *windows[0].slices]
+    parts = torch.cat([sample[:, :, *window.slices] for window in windows])
     context = _repeated(context, count)
     added = {key: _repeated(value, count) for key, value in (options.get("added_cond_kwargs") or {}).items()}
     options = {**options, "added_cond_kwargs": added or None} if "added_cond_kwargs" in options else options

@@ -29,7 +29,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 
 from sar_gen import checkpoints
-from sar_gen.amplitude import quantise
+from sar_gen.amplitude import grey_picture, quantise
 from sar_gen.conditioning import FINEST, coarse_sar
 from sar_gen.engine import Engine
 from sar_gen.errors import InputError, SarGenError
@@ -227,7 +227,7 @@ def guide_of(data: Dataset, number: int, kind: str, maps: Maps, way: str) -> Gui
     else:
         amplitude = data.crops([number])[0]
         small = max(1, amplitude.shape[0] // FINEST), max(1, amplitude.shape[1] // FINEST)
-        image = np.repeat(quantise(coarse_sar(amplitude, small, 1))[..., None], 3, axis=2)
+        image = grey_picture(coarse_sar(amplitude, small, 1))
     known: GuideKind = kind  # type: ignore[assignment]
     return Guide(known, image, data.rows[number].key, way=way)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -156,5 +157,11 @@ def _covered(row: PatchRow, folder: Path) -> tuple[int, int]:
     """Return the size of the SAR file that the optical picture covers."""
     if row.window is None:
         return row.height, row.width
-    with Image.open(folder / row.file) as image:
+    return _size(folder / row.file)
+
+
+@lru_cache(maxsize=1024)
+def _size(path: Path) -> tuple[int, int]:
+    """Return height and width of a picture, read once: it is asked for with every patch of a scene."""
+    with Image.open(path) as image:
         return image.height, image.width

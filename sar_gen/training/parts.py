@@ -10,6 +10,7 @@ import inspect
 import itertools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,23 @@ def _open_embedding(control: Any) -> None:
     layers[-1].weight.mul_(EMBEDDED)
 
 
+@contextmanager
+def _written(folder: Path) -> Iterator[Path]:
+    """Give a folder beside ``folder`` to write to; it takes its place once all is there.
+
+    Raises:
+        SarGenError: it cannot be written.
+    """
+    beside = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        replace_folder(beside, folder)
+    except OSError as error:
+        raise SarGenError(describe_os_error(folder, error)) from error
+
+
 def save_control(folder: Path, control: Any, card: Mapping[str, Any], *, dtype: torch.dtype = torch.float16) -> Path:
     """Write a ControlNet's folder with its card, whole or not at all; one that is there is replaced.
 
@@ -241,17 +259,11 @@ def save_control(folder: Path, control: Any, card: Mapping[str, Any], *, dtype: 
     """
     from safetensors.torch import save_file
 
-    beside = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+    with _written(folder) as beside:
         control.save_config(beside)
         tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in control.state_dict().items()}
         save_file(tensors, beside / "diffusion_pytorch_model.safetensors", {"format": "pt"})
         write_card(beside, {"id": folder.name, **card})
-        replace_folder(beside, folder)
-    except OSError as error:
-        raise SarGenError(describe_os_error(folder, error)) from error
     return folder
 
 
@@ -314,19 +326,13 @@ def save_strategy(
     Raises:
         SarGenError: the folder cannot be written.
     """
-    beside = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+    with _written(folder) as beside:
         _write_parts(beside, parts, dtype)
         if scheduler is not None:
             scheduler.save_pretrained(beside / "scheduler")
         if vae is not None:
             shutil.copytree(vae / "vae", beside / "vae")
         write_card(beside, {"id": folder.name, **card})
-        replace_folder(beside, folder)
-    except OSError as error:
-        raise SarGenError(describe_os_error(folder, error)) from error
     return folder
 
 
@@ -338,9 +344,7 @@ def save_pipeline(folder: Path, pipe: Any, card: Mapping[str, Any], *, dtype: to
     Raises:
         SarGenError: the folder cannot be written.
     """
-    beside = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
+    with _written(folder) as beside:
         modules = [pipe.unet, pipe.vae, pipe.text_encoder, *([pipe.text_encoder_2] if _second(pipe) else [])]
         kept = [(parameter, parameter.data) for module in modules for parameter in module.parameters()]
         try:
@@ -351,9 +355,6 @@ def save_pipeline(folder: Path, pipe: Any, card: Mapping[str, Any], *, dtype: to
             for parameter, data in kept:
                 parameter.data = data
         write_card(beside, {"id": folder.name, **card})
-        replace_folder(beside, folder)
-    except OSError as error:
-        raise SarGenError(describe_os_error(folder, error)) from error
     return folder
 
 

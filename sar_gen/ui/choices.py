@@ -49,8 +49,7 @@ class Ways:
 
     def default(self, several: bool) -> str:
         """Return the default; of several guides a network reads each, where there is one."""
-        networks = [name for name in self.names if name != IMAGE_TO_IMAGE]
-        return networks[0] if several and networks else self.names[0]
+        return guide_networks.default_way(self.names, several)
 
     def network(self, way: str | None) -> guide_networks.NetworkSpec | None:
         """Return the network of a way that is offered, ``None`` for image-to-image."""

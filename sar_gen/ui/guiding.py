@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sar_gen import guide_networks, guides, palettes
-from sar_gen.amplitude import quantise
+from sar_gen.amplitude import grey_picture
 from sar_gen.errors import InputError
 from sar_gen.guide_networks import NetworkSpec
-from sar_gen.request import IMAGE_TO_IMAGE, SIZE_STEP, GenerationRequest, Guide
+from sar_gen.request import IMAGE_TO_IMAGE, SIZE_STEP, GenerationRequest, Guide, size_of
 from sar_gen.runs import RunRecord
 from sar_gen.settings import Settings
 from sar_gen.studio import Studio
@@ -142,7 +139,7 @@ def _of_run(picked: Picked, studio: Studio) -> Guide:
     image = record.images[picked.index]
     note = f"Taken: patch {picked.index + 1} (seed {image.seed}) of run {record.id}, as SAR."
     name = f"{record.id}, seed {image.seed}"
-    return Guide("sar", grey(judging.amplitude_of(image.amplitude_file)), name, notes=(note,))
+    return Guide("sar", grey_picture(judging.amplitude_of(image.amplitude_file)), name, notes=(note,))
 
 
 def _of_real(reference: str, index: int, settings: Settings) -> Guide:
@@ -153,12 +150,7 @@ def _of_real(reference: str, index: int, settings: Settings) -> Guide:
         f"Taken: the real patch on show ({real.index + 1} of {real.count}, {real.set_title}), as SAR. Its optical "
         "twin does not ship."
     )
-    return Guide("sar", grey(real.patch.amplitude), f"{real.patch.name} of {real.set_title}", notes=(note,))
-
-
-def grey(amplitude: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return amplitude as the picture that a SAR guide is, ``(height, width, 3)`` uint8."""
-    return np.repeat(quantise(amplitude)[..., None], 3, axis=2)
+    return Guide("sar", grey_picture(real.patch.amplitude), f"{real.patch.name} of {real.set_title}", notes=(note,))
 
 
 def opened(run: str, studio: Studio) -> RunRecord:
@@ -260,10 +252,8 @@ def guide_size(guide: Guide, resolution: int, largest: int) -> tuple[int, int] |
         resolution: the checkpoint's size.
         largest: side of a scene.
     """
-    height, width = guide.image.shape[:2]
-    factor = min(1.0, largest / max(width, height))
-    size = tuple(max(64, int(side * factor) // SIZE_STEP * SIZE_STEP) for side in (width, height))
-    return (size[0], size[1]) if max(size) > resolution else None
+    size = size_of(guide, largest)
+    return size if max(size) > resolution else None
 
 
 def size_line(width: int, height: int, resolution: int) -> str:

@@ -1,0 +1,1 @@
+"""An engine elsewhere: what goes over the wire, the server, Ray Serve around it, and the client."""

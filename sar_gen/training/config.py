@@ -320,6 +320,14 @@ def read_config(path: Path, kind: type[Kind]) -> Kind:
     return rebased(check_config(data, kind, str(path)), path.resolve().parent)
 
 
+def says(path: Path, key: str) -> Any:
+    """Return what a TOML file says under a key at its top; ``None`` where it says nothing or cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")).get(key)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return None
+
+
 def check_config(data: dict[str, Any], kind: type[Kind], name: str) -> Kind:
     """Return the dataclass ``kind`` with the values of ``data``.
 
@@ -347,14 +355,17 @@ def check_config(data: dict[str, Any], kind: type[Kind], name: str) -> Kind:
 
 
 def rebased(value: Any, folder: Path) -> Any:
-    """Return a dataclass with every relative path in it made absolute, below ``folder``."""
+    """Return a dataclass with every relative path in it made absolute, below ``folder``; lists of tables too."""
     if isinstance(value, Path):
         return value if value.is_absolute() else (folder / value.expanduser()).resolve()
+    if isinstance(value, tuple):
+        return tuple(rebased(item, folder) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {
-            field.name: rebased(getattr(value, field.name), folder)
-            for field in dataclasses.fields(value)
-            if isinstance(getattr(value, field.name), Path) or dataclasses.is_dataclass(getattr(value, field.name))
-        }
+        changes = {}
+        for field in dataclasses.fields(value):
+            before = getattr(value, field.name)
+            after = rebased(before, folder)
+            if after is not before and after != before:
+                changes[field.name] = after
         return dataclasses.replace(value, **changes)
     return value

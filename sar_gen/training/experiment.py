@@ -65,7 +65,8 @@ WITHOUT = " without "
 DELTA = re.compile(r",\s*([48])-bit delta$")
 BASE = "base"
 CONFIGS = Path(__file__).resolve().parent / "configs"
-"""Settings that ship: ``experiment-embedded.toml`` for one H100, ``experiment-toy.toml`` for a CPU."""
+"""Settings that ship: ``experiment-embedded.toml`` for one H100, ``experiment-small.toml`` and ``experiment-toy.toml``
+for two cores."""
 LEAST = 0.2
 """Minutes that must be left for a stage to be begun: loading a pipeline takes a part of that."""
 

@@ -28,7 +28,7 @@ from sar_gen.files import sha256_of
 from sar_gen.folders import read_json
 from sar_gen.pipelines import resolve_device
 from sar_gen.settings import Settings
-from sar_gen.training.config import DenoiserConfig, TrainingConfig
+from sar_gen.training.config import OptimiserConfig, TrainingConfig
 from sar_gen.training.dataset import Dataset, ShardDataset, open_dataset, open_manifest
 from sar_gen.training.denoiser import Denoiser, LatentSource, RowCache, TextSource, text_width
 from sar_gen.training.guide_planes import GuidePlanes
@@ -520,7 +520,7 @@ def drawn_timesteps(law: str, count: int, size: int, generator: torch.Generator)
     return ((1 - drawn**3) * count).long().clamp(max=count - 1)
 
 
-def make_optimiser(parts: Parts, options: DenoiserConfig) -> torch.optim.Optimizer:
+def make_optimiser(parts: Parts, options: OptimiserConfig) -> torch.optim.Optimizer:
     """Return AdamW with a group for each part and for what has no weight decay (norms, biases, tokens).
 
     Raises:

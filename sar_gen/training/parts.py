@@ -22,7 +22,7 @@ from sar_gen.checkpoints import CheckpointSpec
 from sar_gen.conditioning import PLANES
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import describe_os_error, sha256_of
-from sar_gen.pipelines import ADAPTER
+from sar_gen.lora_layers import ADAPTER
 from sar_gen.settings import Settings
 from sar_gen.strategies import LORA, Lora, Strategy
 from sar_gen.training.config import LoraConfig, TrainingConfig

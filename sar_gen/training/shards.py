@@ -18,7 +18,7 @@ import os
 import tarfile
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -222,13 +222,19 @@ def read_shard(path: Path) -> Iterator[Sample]:
         raise InputError(f"{path} cannot be read as a tar file ({error}); write the shards again.") from error
 
 
-def write_shard(path: Path, rows: Iterable[PatchRow], folder: Path) -> dict[str, Any]:
+def write_shard(
+    path: Path,
+    rows: Iterable[PatchRow],
+    folder: Path,
+    beside: Callable[[PatchRow], Mapping[str, bytes]] | None = None,
+) -> dict[str, Any]:
     """Write a shard and return its entry for the index.
 
     Args:
         path: of the ``.tar`` file; wholly there or not at all.
         rows: of the manifest.
         folder: the manifest's.
+        beside: further files of a patch, by suffix (``.cls``, ``.mask.png``); what reads shards here passes them over.
 
     Raises:
         InputError: a patch cannot be read.
@@ -243,6 +249,8 @@ def write_shard(path: Path, rows: Iterable[PatchRow], folder: Path) -> dict[str,
                 for row in rows:
                     kept, suffix, data = _file_of(row, folder)
                     _add(tar, f"{row.key}{suffix}", data)
+                    for more, content in (beside(row) if beside else {}).items():
+                        _add(tar, f"{row.key}{more}", content)
                     _add(tar, f"{row.key}.json", json.dumps(kept.to_json()).encode())
                     counts[kind_of(kept)] += 1
             file.flush()

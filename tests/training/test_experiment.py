@@ -127,7 +127,7 @@ def test_shipped_settings_are_valid(tmp_path):
     from sar_gen.training import experiment as module
 
     folder = module.CONFIGS
-    for name in ("experiment-embedded.toml", "experiment-toy.toml"):
+    for name in ("experiment-embedded.toml", "experiment-small.toml", "experiment-toy.toml"):
         config = read_config(folder / name, ExperimentConfig)
         names = {split_row(row)[0] for row in config.rows}
         assert {"base", "token", "unet-lora", "unet-full", "unet-full+te-full", "unet-full+te-lora",
@@ -254,9 +254,7 @@ def test_a_base_of_the_catalogue_may_be_used(tmp_path, manifest):
         experiment(configured(tmp_path, manifest, base="other"), settings)
 
 
-def test_the_command_lists_and_says_what_is_wrong(finished, monkeypatch, capsys, tmp_path):
-    from sar_gen import cli
-
+def test_the_command_lists_and_says_what_is_wrong(finished, monkeypatch, run, tmp_path):
     root = finished["root"]
     file = root / "experiment.toml"
     import tomlkit
@@ -264,24 +262,14 @@ def test_the_command_lists_and_says_what_is_wrong(finished, monkeypatch, capsys,
     file.write_text(tomlkit.dumps({**TABLE, "data": str(finished["config"].data), "work": "work", "output": "output"}))
     monkeypatch.setenv("SAR_GEN_DEVICE", "cpu")
 
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["sar_gen", "experiment", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code
-        found = capsys.readouterr()
-        return status, found.out, found.err
-
-    status, out, _ = call(str(file), "--list")
+    status, out, _ = run("experiment", file, "--list")
     assert status == 0
     assert out.splitlines()[1].split()[:2] == ["text", "done"]
-    status, out, _ = call(str(file), "--json")
+    status, out, _ = run("experiment", file, "--json")
     assert status == 0
     assert {row["status"] for row in json.loads(out)["rows"]} == {"done"}
-    status, _, err = call(str(file), "--list", "--only", "token")
+    status, _, err = run("experiment", file, "--list", "--only", "token")
     assert (status, err.strip()) == (2, f"There is no row 'token'; the rows are {', '.join(ROWS)}.")
-    status, _, err = call(str(file), "--list", "--data", str(tmp_path))
+    status, _, err = run("experiment", file, "--list", "--data", tmp_path)
     assert status == 2
     assert str(tmp_path) in err

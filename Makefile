@@ -1,4 +1,5 @@
 # `make app` and `make test` set up all that they need in .venv; a changed requirements file is installed again.
+# Two processes of two threads each would wait for each other on two cores: one thread a process takes two thirds.
 # The browser tests run alone, after the others: a page beside two busy processes is slower than any user's.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ app: .venv/app.done
 	$(BIN)/python app.py $(ARGS)
 
 test: .venv/test.done lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/browser $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/browser $(ARGS)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser $(ARGS)
 
 lint: .venv/test.done
@@ -28,7 +29,7 @@ format: .venv/test.done
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/test.done: tests/requirements.txt .venv/app.done
+.venv/test.done: tests/requirements.txt requirements-ray.txt .venv/app.done
 	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
 	touch $@
 

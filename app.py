@@ -8,6 +8,10 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sar_gen.settings import Settings
 
 HOST, PORT, PORTS_TRIED = "127.0.0.1", 7860, 40
 
@@ -24,6 +28,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: SAR_GEN_DEVICE or auto)")
     parser.add_argument("--checkpoint", help="id of the checkpoint chosen at start (default: sar-mini)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="folder that runs are written to (default: outputs)")
+    parser.add_argument(
+        "--backend",
+        metavar="ADDRESS",
+        help="generate there instead of here: what 'python -m sar_gen serve' on a machine with GPUs says",
+    )
     parser.add_argument(
         "--open", action=argparse.BooleanOptionalAction, help="open a browser (default: where there is a display)"
     )
@@ -59,20 +68,37 @@ def has_display() -> bool:
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
+def _look_at_backend(settings: Settings) -> None:
+    """Say where the backend does not answer; the page works without it, but for generating, and asks again."""
+    from sar_gen.errors import InputError, SarGenError
+    from sar_gen.serving.client import backend_of
+
+    try:
+        backend_of(settings).check()
+    except InputError:
+        raise  # no address at all
+    except SarGenError as error:
+        print(error, file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """Start the server and stay until Ctrl+C."""
     options = parse()
     from sar_gen.errors import SarGenError
+    from sar_gen.imports import without_collection
     from sar_gen.settings import Settings
 
     try:
         port = free_port(options.host, options.port)
-        chosen = {"device": options.device, "checkpoint": options.checkpoint}
+        chosen = {"device": options.device, "checkpoint": options.checkpoint, "backend": options.backend}
         chosen["runs"] = options.runs.expanduser().resolve() if options.runs else None
         settings = dataclasses.replace(
             Settings.from_env(), **{name: value for name, value in chosen.items() if value is not None}
         )
-        from sar_gen.ui.page import serve  # imports gradio: not before the options are known to be good
+        if settings.backend:
+            _look_at_backend(settings)
+        with without_collection():
+            from sar_gen.ui.page import serve  # imports gradio: not before the options are known to be good
 
         serve(settings, options.host, port, open_browser=has_display() if options.open is None else options.open)
     except (SarGenError, OSError) as error:

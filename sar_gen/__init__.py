@@ -94,6 +94,6 @@ def load_checkpoint(checkpoint: str = "sar-mini", strategy: str | None = None, d
     from sar_gen import checkpoints
     from sar_gen.pipelines import PipelineHolder
 
-    settings = dataclasses.replace(_studio().settings, device=device)
+    settings = dataclasses.replace(_studio().settings.here(), device=device)
     catalogue = checkpoints.catalogue(settings)
     return PipelineHolder().ensure(checkpoints.resolve(catalogue, checkpoint, strategy), catalogue, settings)

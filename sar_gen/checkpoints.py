@@ -31,7 +31,7 @@ from sar_gen.strategies import DEFAULT_TOKEN, strategy, strategy_of_parts, with_
 from sar_gen.weights import Family, weight_files
 
 Kind = Literal["pipeline", "strategy", "lora"]
-Origin = Literal["embedded", "public", "user"]
+Origin = Literal["embedded", "public", "user", "backend"]
 Progress = Callable[[hub.Progress], None]
 
 ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -97,7 +97,7 @@ class CheckpointSpec:
         quality: measured quality, as the card gives it.
         sha256: ``{file below the folder: hex}``.
         unknown: fields whose value is a default here because the author does not state it.
-        origin: ``embedded``, ``public`` or ``user``.
+        origin: ``embedded``, ``public``, ``user``, or ``backend``: its files are there, not here.
         warnings: sentences to show before use.
     """
 
@@ -253,7 +253,16 @@ def catalogue(settings: Settings) -> dict[str, CheckpointSpec]:
 
 
 def scan(settings: Settings) -> tuple[dict[str, CheckpointSpec], list[str]]:
-    """Return the catalogue and one sentence for each entry that had to be left out."""
+    """Return the catalogue and one sentence for each entry that had to be left out.
+
+    With a backend it is the backend's, and this machine's own until it has answered once.
+    """
+    if settings.backend:
+        from sar_gen.serving.client import backend_of
+
+        elsewhere = backend_of(settings).catalogue
+        if elsewhere is not None and elsewhere.checkpoints:
+            return {spec.id: spec for spec in elsewhere.checkpoints}, []
     found: dict[str, CheckpointSpec] = {}
     rows: list[_Row] = []
     places, problems = roots(settings)
@@ -447,6 +456,8 @@ def local_folder(spec: CheckpointSpec, settings: Settings) -> Path:
     Raises:
         InputError: files are missing; the sentence says which and how to bring them.
     """
+    if spec.origin == "backend":
+        raise InputError(f"{spec.title} is on the backend, not on this machine; this needs one that is here.")
     where = _place(spec, settings)
     missing = missing_files(spec, settings)
     if not missing:
@@ -466,6 +477,8 @@ def local_folder(spec: CheckpointSpec, settings: Settings) -> Path:
 
 def missing_files(spec: CheckpointSpec, settings: Settings) -> list[str]:
     """Return the files that are not on this machine, ``[]`` when the checkpoint can be loaded; cheap."""
+    if spec.origin == "backend":  # which tells of no others
+        return []
     where = _place(spec, settings)
     if spec.kind == "lora" and spec.path is not None:
         return [] if spec.path.is_file() else [spec.path.name]
@@ -609,6 +622,31 @@ def _on_another_base(files: folders.StrategyFiles, spec: CheckpointSpec, setting
     return wrong
 
 
+def weight_hashes(spec: CheckpointSpec, settings: Settings) -> dict[str, str]:
+    """Return ``{file: SHA-256}`` of the weights that lie on this machine, whatever the card says.
+
+    Raises:
+        InputError: the checkpoint is not on this machine.
+    """
+    where, paths = _weight_files(spec, settings)
+    found = hashes_of(paths, settings)
+    return {path.name if path == where else path.relative_to(where).as_posix(): found[path] for path in paths}
+
+
+def weight_bytes(spec: CheckpointSpec, settings: Settings) -> int:
+    """Return the size of the weights that lie on this machine.
+
+    Raises:
+        InputError: the checkpoint is not on this machine.
+    """
+    return sum(path.stat().st_size for path in _weight_files(spec, settings)[1])
+
+
+def _weight_files(spec: CheckpointSpec, settings: Settings) -> tuple[Path, list[Path]]:
+    where = local_folder(spec, settings)
+    return where, [where] if where.is_file() else _weights(spec, where)
+
+
 def expected_hashes(spec: CheckpointSpec, settings: Settings) -> dict[str, str]:
     """Return ``{file: sha256}`` from the card, or from the hub's own list of files at the pinned commit."""
     if spec.sha256 or not (spec.repo_id and spec.revision):
@@ -617,15 +655,19 @@ def expected_hashes(spec: CheckpointSpec, settings: Settings) -> dict[str, str]:
     return {name: file["sha256"] for name, file in manifest.items() if file.get("sha256")}
 
 
+_hashes_seen: dict[str, dict[str, Any]] = {}
+
+
 def hashes_of(paths: list[Path], settings: Settings) -> dict[Path, str]:
     """Return the SHA-256 of each file, remembered in ``settings.home`` by size and time of change.
 
-    Large files in the hub's cache are named by their SHA-256, which ``hub.download`` has checked.
+    It is also remembered while the process lasts, for where ``settings.home`` cannot be written. Large files in the
+    hub's cache are named by their SHA-256, which ``hub.download`` has checked.
 
     Raises:
         InputError: a file cannot be read.
     """
-    cache = read_home(settings, "verified.json")
+    cache = {**_hashes_seen, **read_home(settings, "verified.json")}
     result: dict[Path, str] = {}
     changed = False
     for path in paths:
@@ -640,6 +682,7 @@ def hashes_of(paths: list[Path], settings: Settings) -> dict[Path, str]:
             if {name: known.get(name) for name in stamp} != stamp:
                 known = {**stamp, "sha256": sha256_of(path)}
                 cache[key], changed = known, True
+                _hashes_seen[key] = known
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror or error}); bring the file again.") from error
         result[path] = known["sha256"]

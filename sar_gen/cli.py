@@ -12,6 +12,7 @@ import typer
 
 from sar_gen import checkpoints as catalogue_module
 from sar_gen import references as reference_module
+from sar_gen.cli_augment import augment
 from sar_gen.cli_bench import bench
 from sar_gen.cli_common import (
     BandOption,
@@ -27,12 +28,15 @@ from sar_gen.cli_common import (
     print_json,
     table,
 )
+from sar_gen.cli_grid import GridOption, ResumeOption, go_on_with_grid, make_grid
 from sar_gen.cli_guides import guides_app, read_guides
 from sar_gen.cli_references import references_app
+from sar_gen.cli_serve import serve
 from sar_gen.cli_training import add_commands
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import write_atomic
 from sar_gen.patches import Patch, PixelMeaning, read_folder, read_patch, read_tiles
+from sar_gen.profiles import read_switches
 from sar_gen.request import (
     DEFAULT_STRENGTH,
     Done,
@@ -43,6 +47,7 @@ from sar_gen.request import (
     Notice,
     Queued,
     Saved,
+    Selected,
     Step,
     Stopped,
     scene_size,
@@ -55,6 +60,7 @@ if TYPE_CHECKING:
     from sar_gen.comparison import Comparison
     from sar_gen.quality.report import Measure, QualityReport
     from sar_gen.quality.semantic import SarClip
+    from sar_gen.selection import Selection
 
 app = typer.Typer(
     name="sar_gen",
@@ -71,6 +77,8 @@ app.add_typer(references_app, name="references")
 app.add_typer(runs_app, name="runs")
 add_commands(app)
 app.command()(bench)
+app.command()(serve)
+app.command()(augment)
 
 
 def main() -> None:
@@ -100,7 +108,7 @@ def _fail(message: str, status: int) -> int:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to generate.")],
+    prompt: Annotated[str, typer.Argument(help="What to generate.")] = "",
     checkpoint: Annotated[str | None, typer.Option(help="Catalogue id; `checkpoints list` shows them.")] = None,
     strategy: Annotated[str | None, typer.Option(help="Fine-tuning strategy on the same base.")] = None,
     count: Annotated[int, typer.Option(help="Number of patches; patch i uses seed + i.")] = 1,
@@ -131,13 +139,32 @@ def generate(
     strength: Annotated[
         float, typer.Option(help="Image-to-image: 0 keeps the guide, 1 ignores it.")
     ] = DEFAULT_STRENGTH,
+    profile: Annotated[
+        str | None, typer.Option(help="How fast and how exactly: exact, fast or plain; SAR_GEN_PROFILE if left out.")
+    ] = None,
+    switch: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, set otherwise than the profile; may be repeated.")
+    ] = None,
     reference: Annotated[str | None, typer.Option(help="Reference set to judge the patches with.")] = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option(help="Make so many patches and keep the --count nearest to the reference; the others stay too."),
+    ] = None,
+    grid: GridOption = None,
+    resume_grid: ResumeOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run; default: outputs/.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Address of an engine elsewhere (`serve`) that generates instead."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Generate SAR patches from a prompt."""
-    settings = _settings(runs=out, device=device)
+    """Generate SAR patches from a prompt, or a grid of them."""
+    settings = _settings(runs=out, device=device, backend=backend)
+    if resume_grid is not None:
+        go_on_with_grid(Studio(settings), resume_grid, prompt, as_json)
+        return
     guides = read_guides(
         guide or [], guide_kind or [], guide_way or [], guide_weight or [], guide_start or [], guide_end or [],
         guide_palette or [], settings,
@@ -149,7 +176,7 @@ def generate(
         negative=negative,
         checkpoint=checkpoint or settings.checkpoint,
         strategy=strategy,
-        count=count,
+        count=count if best_of is None else best_of,
         seed=seed,
         steps=steps,
         guidance=guidance,
@@ -158,8 +185,14 @@ def generate(
         scheduler=scheduler,
         guides=guides,
         strength=strength,
+        profile=profile,
+        switches=read_switches(switch or []),
     )
-    _run(Studio(settings), request, reference, as_json)
+    keep = None if best_of is None else count
+    if grid:
+        make_grid(Studio(settings), request, grid, reference, keep, as_json)
+        return
+    _run(Studio(settings), request, reference, as_json, keep)
 
 
 @app.command()
@@ -288,7 +321,7 @@ def checkpoints_show(checkpoint: str, as_json: Json = False) -> None:
 @checkpoints_app.command("pull")
 def checkpoints_pull(checkpoint: str, as_json: Json = False) -> None:
     """Download a checkpoint's weights; a download that was cut goes on where it ended."""
-    settings = Settings.from_env()
+    settings = Settings.from_env().here()
     spec = catalogue_module.resolve(catalogue_module.catalogue(settings), checkpoint)
     progress = Progress()
     folder = catalogue_module.pull(spec, settings, lambda state: progress.show(str(state)))
@@ -299,7 +332,7 @@ def checkpoints_pull(checkpoint: str, as_json: Json = False) -> None:
 @checkpoints_app.command("verify")
 def checkpoints_verify(checkpoint: str, as_json: Json = False) -> None:
     """Check the weights' SHA-256 against the card."""
-    settings = Settings.from_env()
+    settings = Settings.from_env().here()
     spec = catalogue_module.resolve(catalogue_module.catalogue(settings), checkpoint)
     result = catalogue_module.verify(spec, settings)
     if as_json:
@@ -315,14 +348,14 @@ def checkpoints_add(
     base: Annotated[str | None, typer.Option(help="Base that a LoRA or a strategy folder goes on.")] = None,
 ) -> None:
     """Add a checkpoint of your own to the catalogue."""
-    spec = catalogue_module.add_checkpoint(source, Settings.from_env(), base=base, id=name)
+    spec = catalogue_module.add_checkpoint(source, Settings.from_env().here(), base=base, id=name)
     print(f"Added {spec.id} ({spec.family}, on {spec.base}).")
 
 
 @checkpoints_app.command("remove")
 def checkpoints_remove(checkpoint: str) -> None:
     """Take a checkpoint that you added out of the catalogue; its files stay."""
-    catalogue_module.remove_checkpoint(checkpoint, Settings.from_env())
+    catalogue_module.remove_checkpoint(checkpoint, Settings.from_env().here())
     print(f"Removed {checkpoint}.")
 
 
@@ -364,7 +397,7 @@ def runs_replay(run: str, as_json: Json = False) -> None:
     print(f"{same} of {len(before)} patches are bit-equal to the first run.", file=sys.stderr)
 
 
-def _settings(runs: Path | None = None, device: str | None = None) -> Settings:
+def _settings(runs: Path | None = None, device: str | None = None, backend: str | None = None) -> Settings:
     """Return the settings with what the command line overrides."""
     settings = Settings.from_env()
     changes: dict[str, Any] = {}
@@ -372,6 +405,8 @@ def _settings(runs: Path | None = None, device: str | None = None) -> Settings:
         changes["runs"] = runs.expanduser().resolve()
     if device is not None:
         changes["device"] = device
+    if backend is not None:
+        changes["backend"] = backend
     return dataclasses.replace(settings, **changes)
 
 
@@ -403,13 +438,16 @@ def _load_clip(source: str, settings: Settings) -> SarClip:
     return load_sarclip(source, settings)
 
 
-def _run(studio: Studio, request: GenerationRequest, reference: str | None, as_json: bool) -> list[Saved]:
+def _run(
+    studio: Studio, request: GenerationRequest, reference: str | None, as_json: bool, keep: int | None = None
+) -> list[Saved]:
     """Generate, show progress, print the result."""
     progress = Progress()
     saved: list[Saved] = []
     report: QualityReport | None = None
+    selection: Selection | None = None
     seconds: dict[str, float] = {}
-    for event in studio.generate(request, reference=reference, previews=False):
+    for event in studio.generate(request, reference=reference, keep=keep, previews=False):
         if isinstance(event, Loading):
             progress.show(event.message)
         elif isinstance(event, Queued):
@@ -425,6 +463,8 @@ def _run(studio: Studio, request: GenerationRequest, reference: str | None, as_j
             if not as_json:
                 progress.show("")
                 print(f"{event.view}  seed {event.seed}", flush=True)
+        elif isinstance(event, Selected):
+            selection = event.selection
         elif isinstance(event, Judged):
             report = event.report
         elif isinstance(event, Done | Stopped):
@@ -452,9 +492,14 @@ def _run(studio: Studio, request: GenerationRequest, reference: str | None, as_j
                 ],
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "report": None if report is None else report.to_json(),
+                **({} if selection is None else {"selection": selection.to_json()}),
             }
         )
-    elif report is not None:
+        return saved
+    if selection is not None:
+        for place in selection.kept:
+            print(f"kept {saved[place].view}  seed {saved[place].seed}  {selection.distances[place]:.2f} floors")
+    if report is not None:
         _print_report(report)
     return saved
 

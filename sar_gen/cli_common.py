@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -110,6 +112,19 @@ class Rate:
     def end(self) -> None:
         """Clear the line."""
         self.progress.show("")
+
+
+def stopped_by_signals() -> threading.Event:
+    """Return what is set when the user (Ctrl+C) or the machine (SIGTERM) wants the end; a second one ends it."""
+    asked = threading.Event()
+
+    def ask(number: int, _: Any) -> None:
+        asked.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return asked
 
 
 def pixel_meaning(

@@ -1,4 +1,4 @@
-"""The command that compares fine-tuning strategies: ``python -m sar_gen experiment CONFIG.toml``."""
+"""The command of the experiments: ``python -m sar_gen experiment CONFIG.toml``, and ``experiment augmentation``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from sar_gen.cli_common import Json, print_json, table
+from sar_gen.cli_common import Json, print_json, stopped_by_signals, table
+from sar_gen.errors import InputError
 from sar_gen.settings import Settings
 
 
 def experiment(
-    config: Annotated[Path, typer.Argument(help="TOML file; see sar_gen/training/configs/experiment-*.toml.")],
+    config: Annotated[Path, typer.Argument(help="TOML file (see sar_gen/training/configs), or 'augmentation'.")],
     minutes: Annotated[float | None, typer.Option(help="Do as much as fits; the next call goes on.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this row, and what it needs; may be repeated.")] = None,
     list_stages: Annotated[bool, typer.Option("--list", help="List the stages and end.")] = False,
@@ -24,16 +25,24 @@ def experiment(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train and evaluate every strategy of a config, and write the comparison table; a later call goes on."""
-    from sar_gen.training.config import read_config
+    """Train and evaluate every strategy of a config, and write the comparison table; a later call goes on.
+
+    'augmentation', or a file with `generated` in it, tells instead what a generated set is worth to a classifier.
+    """
+    from sar_gen.training.config import read_config, says
     from sar_gen.training.experiment import Experiment, ExperimentConfig, listing
 
-    settings = Settings.from_env()
+    if str(config) == "augmentation" or says(config, "generated") is not None:
+        if only or list_stages or device is not None:
+            raise InputError("This experiment has no stages and no device; leave out --only, --list and --device.")
+        _augmentation(config, minutes, {"real": data, "work": work, "output": out}, as_json)
+        return
+    settings = Settings.from_env().here()
     if device is not None:
         settings = dataclasses.replace(settings, device=device)
-    places = {"data": data, "work": work, "output": out}
-    changes: dict[str, Any] = {name: path.expanduser().resolve() for name, path in places.items() if path is not None}
-    found = dataclasses.replace(read_config(config, ExperimentConfig), **changes)
+    found = dataclasses.replace(
+        read_config(config, ExperimentConfig), **_given({"data": data, "work": work, "output": out})
+    )
     made = Experiment(found, settings, lambda text: print(text, file=sys.stderr, flush=True))
     rows = tuple(only or ())
     if list_stages:
@@ -45,3 +54,26 @@ def experiment(
         print_json(made.report())
     else:
         print((found.output / "table.md").read_text(encoding="utf-8"))
+
+
+def _augmentation(config: Path, minutes: float | None, places: dict[str, Path | None], as_json: bool) -> None:
+    from sar_gen.training.augmentation import CONFIG, AugmentationConfig, run
+    from sar_gen.training.config import read_config
+
+    path = CONFIG if str(config) == "augmentation" else config
+    found = dataclasses.replace(read_config(path, AugmentationConfig), **_given(places))
+    report = run(
+        found,
+        minutes=minutes,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+        stop=stopped_by_signals().is_set,
+    )
+    if as_json:
+        print_json(report)
+    else:
+        print((found.output / "table.md").read_text(encoding="utf-8"))
+
+
+def _given(places: dict[str, Path | None]) -> dict[str, Any]:
+    """Return the paths that were given on the command line."""
+    return {name: path.expanduser().resolve() for name, path in places.items() if path is not None}

@@ -73,7 +73,7 @@ def guides_add(
 ) -> None:
     """Add a ControlNet or T2I-Adapter of your own."""
     spec = guide_networks.add_network(
-        source, Settings.from_env(), base=base, kinds=kind or (), palette=palette, id=name
+        source, Settings.from_env().here(), base=base, kinds=kind or (), palette=palette, id=name
     )
     print(f"Added {spec.id} ({spec.family}, on {spec.base}), which reads {', '.join(spec.kinds)}.")
 
@@ -81,14 +81,14 @@ def guides_add(
 @guides_app.command("remove")
 def guides_remove(network: str) -> None:
     """Take a network that you added out of the catalogue; its files stay."""
-    guide_networks.remove_network(network, Settings.from_env())
+    guide_networks.remove_network(network, Settings.from_env().here())
     print(f"Removed {network}.")
 
 
 @guides_app.command("pull")
 def guides_pull(network: str, as_json: Json = False) -> None:
     """Download a network's weights; a download that was cut goes on where it ended."""
-    settings = Settings.from_env()
+    settings = Settings.from_env().here()
     spec = _one(network, settings)
     progress = Progress()
     folder = guide_networks.pull(spec, settings, lambda state: progress.show(str(state)))
@@ -109,7 +109,7 @@ def guides_measure(
     """Measure how a network is followed on held-out pairs, beside no guide, another place's guide and real SAR."""
     from sar_gen.training.guide_evaluation import markdown, measure, write
 
-    settings = Settings.from_env()
+    settings = Settings.from_env().here()
     progress = Progress()
     found = measure(_one(network, settings), data, settings, kinds=kind, count=count, steps=steps, say=progress.show)
     progress.show("")

@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -24,6 +21,7 @@ from sar_gen.cli_common import (
     band_of,
     plain,
     print_json,
+    stopped_by_signals,
     table,
 )
 from sar_gen.cli_experiment import experiment
@@ -131,16 +129,19 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a strategy on a base; Ctrl+C writes a state to go on from."""
-    from sar_gen.training.config import TrainingConfig, read_config
+    from sar_gen.training.config import TrainingConfig, read_config, says
 
-    chosen = read_config(config, TrainingConfig)
-    settings = Settings.from_env()
+    settings = Settings.from_env().here()
     if device is not None:
         settings = dataclasses.replace(settings, device=device)
+    if says(config, "strategy") == "turbo":
+        _distil(config, settings, resume, minutes, as_json)
+        return
+    chosen = read_config(config, TrainingConfig)
     from sar_gen.training import loop
 
     result = loop.train(
-        chosen, settings, resume=resume, minutes=minutes, stop=_stopped_by_signals(),
+        chosen, settings, resume=resume, minutes=minutes, stop=stopped_by_signals().is_set,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
     if int(os.environ.get("RANK", 0)):
@@ -154,17 +155,18 @@ def train(
         print(f"{result.folder} is ready; choose it by {how}.")
 
 
-def _stopped_by_signals() -> Callable[[], bool]:
-    """Return what tells whether the user (Ctrl+C) or the machine (SIGTERM) wants the end; a second one ends it."""
-    asked = threading.Event()
+def _distil(config: Path, settings: Settings, resume: bool, minutes: float | None, as_json: bool) -> None:
+    from sar_gen.training.config import read_config
+    from sar_gen.training.distil import DistilConfig, distil
 
-    def ask(number: int, _: Any) -> None:
-        asked.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-    return asked.is_set
+    result = distil(
+        read_config(config, DistilConfig), settings, resume=resume, minutes=minutes, stop=stopped_by_signals().is_set,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    if as_json:
+        print_json(dataclasses.asdict(result) | {"folder": str(result.folder) if result.folder else None})
+    elif result.folder is not None:
+        print(f"{result.folder} is ready; choose it by its id.")
 
 
 def _prepare_sen12(source: Path, out: Path, limit: float | None, seed: int) -> dict[str, Any]:

@@ -8,6 +8,11 @@ tensor NAME of the base that changed,
     NAME::scales      float16 (rows, ceil(columns / group)); one for each group of ``group`` neighbours in a row
     NAME::difference  float32, in the tensor's own shape: norms, biases and tensors under ``MIN_COUNT`` values
 
+or, of a low-rank delta, in the place of codes and scales
+
+    NAME::up          float16 (rows, rank)
+    NAME::down        float16 (rank, columns); the change is up x down
+
 where a tensor of shape (out, in, ...) is taken as ``rows`` = out by ``columns`` = in x ... . The weight is
 
     W = base + 2^-15 x scale x code,
@@ -56,7 +61,8 @@ MIN_COUNT = 1024
 UNIT = 2.0**-15
 CLIPS: dict[int, tuple[float, ...]] = {8: (1.0,), 4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55)}
 """By bits, the shares of the unclipped scale that are tried for each group."""
-CODES, SCALES, DIFFERENCE = "::codes", "::scales", "::difference"
+CODES, SCALES, DIFFERENCE, UP, DOWN = "::codes", "::scales", "::difference", "::up", "::down"
+_ALL = (CODES, SCALES, DIFFERENCE, UP, DOWN)
 
 
 @dataclass(frozen=True)
@@ -132,10 +138,10 @@ def delta_facts(path: Path) -> DeltaFacts:
         )
     names = {key.rpartition("::")[0] for key in header.tensors}
     for name in names:
-        mine = {kind: header.tensors.get(f"{name}{kind}") for kind in (CODES, SCALES, DIFFERENCE)}
+        mine = {kind: header.tensors.get(f"{name}{kind}") for kind in _ALL}
         kinds = {kind: tensor.dtype for kind, tensor in mine.items() if tensor is not None}
         right = {CODES: "I8" if bits == "8" else "U8", SCALES: "F16"}
-        if not name or kinds not in (right, {DIFFERENCE: "F32"}):
+        if not name or kinds not in (right, {DIFFERENCE: "F32"}, {UP: "F16", DOWN: "F16"}):
             raise InputError(f"{where} does not hold {name or 'its tensors'} as codes and scales; write it again.")
     if not names or len(header.tensors) != sum(1 if f"{n}{DIFFERENCE}" in header.tensors else 2 for n in names):
         raise InputError(f"{where} holds tensors that belong to no delta; write it again.")
@@ -157,7 +163,7 @@ def check_shapes(path: Path, base_shapes: Mapping[str, tuple[int, ...]], name: s
     for tensor in facts.names:
         shape = base_shapes.get(tensor)
         found = {kind: header.tensors[f"{tensor}{kind}"].shape for kind in _kinds(header, tensor)}
-        if shape is None or found != _stored_shapes(shape, facts.bits, facts.group, DIFFERENCE in found):
+        if shape is None or found != _stored_shapes(shape, facts.bits, facts.group, found):
             raise InputError(
                 f"The {path.parent.name} delta of {name} does not fit its base ({tensor}: "
                 f"{'it is not in the base' if shape is None else 'the base has ' + 'x'.join(map(str, shape))}); "
@@ -190,6 +196,7 @@ def quantise(
     bits: int,
     group: int = GROUP,
     clips: Sequence[float] | None = None,
+    rank: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Quantise what changed from ``base`` to ``tuned``.
 
@@ -199,6 +206,8 @@ def quantise(
         bits: 8 or 4.
         group: values of a row that share a scale; even.
         clips: shares of the unclipped scale to try; ``None`` takes ``CLIPS``.
+        rank: keep a matrix's change as the nearest one of this rank (its largest singular values), where that is
+            smaller than codes and scales; bits, group and clips then are of the others.
 
     Returns:
         The tensors of a delta file (see the module's docstring); those that did not change are left out.
@@ -231,12 +240,27 @@ def quantise(
             if delta.dim() < 2 or delta.numel() < MIN_COUNT:
                 found[f"{short}{DIFFERENCE}"] = delta.contiguous()
                 continue
+            if rank is not None and 16 * rank * sum(delta.flatten(1).shape) < bits * delta.numel():
+                found[f"{short}{UP}"], found[f"{short}{DOWN}"] = low_rank(delta.flatten(1), rank)
+                continue
             codes, scales = _quantised(delta.flatten(1), bits, group, CLIPS[bits] if clips is None else clips)
             if not bool(torch.isfinite(scales).all()):
                 raise InputError(f"{name} changed by more than a delta can hold; ship this part whole.")
             found[f"{short}{CODES}"] = codes if bits == 8 else _packed(codes)
             found[f"{short}{SCALES}"] = scales
     return found
+
+
+def low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float16 ``(rows, rank)`` and ``(rank, columns)`` whose product is nearest to a float32 matrix.
+
+    By its singular values (Eckart and Young, 1936), each shared evenly between the two.
+    """
+    import torch
+
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    roots = values[:rank].sqrt()
+    return (left[:, :rank] * roots).half().contiguous(), (roots[:, None] * right[:rank]).half().contiguous()
 
 
 def dequantise(
@@ -255,12 +279,19 @@ def dequantise(
 
     if f"{name}{DIFFERENCE}" in tensors:
         return tensors[f"{name}{DIFFERENCE}"].float().reshape(tuple(shape))
+    if f"{name}{UP}" in tensors:
+        return (tensors[f"{name}{UP}"].float() @ tensors[f"{name}{DOWN}"].float()).reshape(tuple(shape))
     rows, columns = shape[0], math.prod(shape[1:])
     codes = tensors[f"{name}{CODES}"]
     if bits == 4:
         codes = torch.stack(((codes & 15).to(torch.int8) - 8, (codes >> 4).to(torch.int8) - 8), dim=2).flatten(1)
-    steps = (tensors[f"{name}{SCALES}"].float() * UNIT).repeat_interleave(group, dim=1)
-    return (codes[:, :columns].float() * steps[:, :columns]).reshape(rows, *shape[1:])
+    steps = tensors[f"{name}{SCALES}"].float() * UNIT
+    numbers = codes[:, :columns].float()
+    whole = columns // group * group
+    # Whole groups at once, without a matrix of steps as large as the codes; then what is left of a row.
+    numbers[:, :whole].unflatten(1, (-1, group)).mul_(steps[:, : whole // group].unsqueeze(2))
+    numbers[:, whole:].mul_(steps[:, whole // group :])
+    return numbers.reshape(rows, *shape[1:])
 
 
 def error(
@@ -341,9 +372,11 @@ def apply_delta(module: torch.nn.Module, base_files: Sequence[Path], delta_file:
     import torch
     from safetensors import safe_open
 
+    from sar_gen.switching import few_threads, size_of
+
     facts, header = delta_facts(delta_file), read_header(delta_file)
     mine = {_short(name): tensor for name, tensor in module.state_dict().items()}
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack, few_threads(size_of(mine.values())), torch.no_grad():
         files = [stack.enter_context(safe_open(path, framework="pt")) for path in base_files]
         places = {_short(name): (file, name) for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
         delta = stack.enter_context(safe_open(delta_file, framework="pt"))
@@ -352,17 +385,27 @@ def apply_delta(module: torch.nn.Module, base_files: Sequence[Path], delta_file:
             if target is None or name not in places:
                 raise InputError(f"{name} of {delta_file.name} has no place in the base")
             file, long = places[name]
-            base = file.get_tensor(long).float()
+            base = file.get_tensor(long).to(target.device).float()
             kinds = _kinds(header, name)
-            stored = _stored_shapes(tuple(base.shape), facts.bits, facts.group, DIFFERENCE in kinds)
-            tensors = {f"{name}{kind}": delta.get_tensor(f"{name}{kind}") for kind in kinds}
-            if base.shape != target.shape or {k: tuple(tensors[f"{name}{k}"].shape) for k in kinds} != stored:
+            tensors = {f"{name}{kind}": delta.get_tensor(f"{name}{kind}").to(target.device) for kind in kinds}
+            shapes = {kind: tuple(tensors[f"{name}{kind}"].shape) for kind in kinds}
+            if base.shape != target.shape or shapes != _stored_shapes(
+                tuple(base.shape), facts.bits, facts.group, shapes
+            ):
                 raise InputError(f"{name} of {delta_file.name} has no place of its shape in the base")
-            target.copy_(base + dequantise(tensors, name, base.shape, facts.bits, facts.group))
+            # A sum and a product, each rounded to nearest in float32: the same numbers on every device.
+            target.copy_(dequantise(tensors, name, base.shape, facts.bits, facts.group).add_(base))
 
 
 def make_deltas(
-    base: Path, strategy: Path, out: Path, bits: int, *, variant: str | None = None, group: int = GROUP
+    base: Path,
+    strategy: Path,
+    out: Path,
+    bits: int,
+    *,
+    variant: str | None = None,
+    group: int = GROUP,
+    rank: int | None = None,
 ) -> list[PartReport]:
     """Write a strategy folder with whole parts again, as one with deltas; everything else in it is copied.
 
@@ -375,6 +418,7 @@ def make_deltas(
         bits: 8 or 4.
         variant: of the base's weight files; the base card's when left out.
         group: values of a row that share a scale.
+        rank: of a low-rank delta; see ``quantise``.
 
     Returns:
         One report a part.
@@ -411,8 +455,8 @@ def make_deltas(
             of_base = weight_files(base / part, variant)
             old = {name: tensor for path in of_base for name, tensor in load_file(path).items()}
             new = {name: tensor for path in paths for name, tensor in load_file(path).items()}
-            delta = quantise(old, new, bits, group)
-            unclipped = error(old, new, quantise(old, new, bits, group, (1.0,)), bits, group).delta
+            delta = quantise(old, new, bits, group, rank=rank)
+            unclipped = error(old, new, quantise(old, new, bits, group, (1.0,), rank), bits, group).delta
             place = beside / part / DELTA_FILE
             write_delta(place, delta, bits, [sha256_of(path) for path in of_base], group)
             reports.append(
@@ -433,9 +477,6 @@ def make_deltas(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return reports
-
-
-_ALL = (CODES, SCALES, DIFFERENCE)
 
 
 def _quantised(
@@ -482,10 +523,16 @@ def _packed(codes: torch.Tensor) -> torch.Tensor:
     return (shifted[:, 0::2] | (shifted[:, 1::2] << 4)).contiguous()
 
 
-def _stored_shapes(shape: tuple[int, ...], bits: int, group: int, plain: bool) -> dict[str, tuple[int, ...]]:
-    if plain or not shape:
+def _stored_shapes(
+    shape: tuple[int, ...], bits: int, group: int, found: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that a tensor's delta has to have, of the kinds that were found."""
+    if DIFFERENCE in found or not shape:
         return {DIFFERENCE: shape}
     rows, columns = shape[0], math.prod(shape[1:])
+    if UP in found:
+        rank = found[UP][-1]
+        return {UP: (rows, rank), DOWN: (rank, columns)}
     return {CODES: (rows, columns if bits == 8 else -(-columns // 2)), SCALES: (rows, -(-columns // group))}
 
 
@@ -535,11 +582,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("strategy", type=Path, metavar="STRATEGY_FOLDER", help="folder with whole parts")
     parser.add_argument("out", type=Path, metavar="OUT", help="new folder")
     parser.add_argument("--bits", type=int, choices=(4, 8), default=8, help="of a code (default 8)")
+    parser.add_argument("--rank", type=int, help="keep changes of matrices as products of this rank")
     parser.add_argument("--variant", help="of the base's weight files, for example fp16")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     given = parser.parse_args(arguments)
     try:
-        reports = make_deltas(given.base, given.strategy, given.out, given.bits, variant=given.variant)
+        reports = make_deltas(
+            given.base, given.strategy, given.out, given.bits, variant=given.variant, rank=given.rank
+        )
     except SarGenError as problem:
         print(problem, file=sys.stderr)
         return 2 if isinstance(problem, InputError) else 1

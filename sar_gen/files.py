@@ -1,4 +1,4 @@
-"""Atomic writes: a file is either wholly there or not there at all."""
+"""Atomic writes: a file is either wholly there or not there at all; and folders that one process alone writes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import errno
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sar_gen.errors import SarGenError
+from sar_gen.errors import InputError, SarGenError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -18,12 +23,23 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         SarGenError: the disk is full or the folder cannot be written; nothing is left behind.
     """
+    write_lines(path, (data,))
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write what ``lines`` yields to ``path`` as ``write_atomic`` does, without holding all of it in memory.
+
+    Raises:
+        SarGenError: the disk is full or the folder cannot be written; nothing is left behind. What ``lines`` raises
+            leaves nothing behind either.
+    """
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            for line in lines:
+                file.write(line)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -33,11 +49,33 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
+    except BaseException as error:
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        raise SarGenError(describe_os_error(path, error)) from error
+        if isinstance(error, OSError):
+            raise SarGenError(describe_os_error(path, error)) from error
+        raise
+
+
+def locked(folder: Path, sentence: str) -> BaseFileLock:
+    """Hold a folder against everybody else, in this process or another one, until the lock is released.
+
+    Raises:
+        InputError: somebody holds it; ``sentence`` says so.
+        SarGenError: the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    # Not of one thread: a generator that holds it may be closed by another.
+    lock = FileLock(folder / ".lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(sentence) from error
+    except OSError as error:
+        raise SarGenError(describe_os_error(folder, error)) from error
+    return lock
 
 
 def describe_os_error(path: Path, error: OSError) -> str:

@@ -57,7 +57,7 @@ class NetworkSpec:
         training_data: in words.
         quality: how well it is followed, measured, as the card gives it.
         sha256: ``{file below the folder: hex}``.
-        origin: ``embedded``, ``public`` or ``user``.
+        origin: ``embedded``, ``public``, ``user``, or ``backend``: its files are there, not here.
         warnings: sentences to show before use.
     """
 
@@ -108,7 +108,13 @@ def networks(settings: Settings, catalogue: Mapping[str, CheckpointSpec]) -> dic
 
 
 def scan(settings: Settings, catalogue: Mapping[str, CheckpointSpec]) -> tuple[dict[str, NetworkSpec], list[str]]:
-    """Return the networks and one sentence for each that had to be left out."""
+    """Return the networks and one sentence for each that had to be left out; with a backend its own."""
+    if settings.backend:
+        from sar_gen.serving.client import backend_of
+
+        elsewhere = backend_of(settings).catalogue
+        if elsewhere is not None:
+            return {spec.id: spec for spec in elsewhere.networks}, []
     found: dict[str, NetworkSpec] = {}
     problems: list[str] = []
     pins = checkpoints.read_home(settings, "pins.json")
@@ -194,7 +200,8 @@ def with_ways(
             raise InputError(
                 f"{network.title} does not read a guide of the kind {guide.kind}; it reads {', '.join(network.kinds)}."
             )
-        check_fits(network, spec, checkpoints.catalogue(settings), settings)
+        if network.origin != "backend":  # which checks its own files
+            check_fits(network, spec, checkpoints.catalogue(settings), settings)
     starts = [guide for guide in chosen if guide.way == IMAGE_TO_IMAGE]
     if starts and len(chosen) > 1:
         raise InputError(
@@ -286,6 +293,8 @@ def local_network(network: NetworkSpec, settings: Settings) -> Path:
 
 def missing_files(network: NetworkSpec) -> list[str]:
     """Return the files that are not on this machine, ``[]`` when the network can be loaded."""
+    if network.origin == "backend":  # which tells of no others
+        return []
     folder = _place(network)
     if folder is None or not (folder / "config.json").is_file():
         return ["config.json"]

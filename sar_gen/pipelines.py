@@ -1,21 +1,25 @@
 """The pipeline on the device: loading a base, putting a strategy on it, changing strategies, freeing.
 
-One pipeline is held at a time. Changing the strategy on one base touches only the parts that differ (``changes``):
+One pipeline is in use at a time. Changing the strategy on one base touches only the parts that differ (``changes``):
 whole parts (the base's with a quantised delta too) are copied into the modules that are there, so modules stay the
-same objects; LoRAs are put on with PEFT
-and taken off again; token embeddings replace the embedding table and the old one is put back. Every check that can
-be made from headers is made before what is loaded is touched.
+same objects; LoRAs are put on with PEFT and taken off again; token embeddings replace the embedding table and the old
+one is put back. Every check that can be made from headers is made before what is loaded is touched.
+
+What was in use is kept, within ``Settings.keep_gb`` and ``keep_gpu_gb``, so that going back to it is quick: copies of
+parts that were replaced and of those that replaced them, the values of LoRAs, and other bases as they are. The least
+recently used goes first; all of it goes when memory runs out.
 """
 
 from __future__ import annotations
 
 import copy
-import gc
+import dataclasses
 import json
 import logging
+import math
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +31,12 @@ from sar_gen.deltas import apply_delta
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.folders import StrategyFiles
 from sar_gen.guide_networks import NetworkSpec, local_network, read_config
+from sar_gen.imports import without_collection
+from sar_gen.kept import Kept, give_back
+from sar_gen.lora_layers import Layers, layers_on, load_lora, values_of
 from sar_gen.settings import Settings
 from sar_gen.strategies import DEFAULT_TOKEN
+from sar_gen.switching import copied, few_threads, size_of, write
 from sar_gen.weights import read_header, weight_files
 
 logger = logging.getLogger(__name__)
@@ -38,8 +46,9 @@ Say = Callable[[str], None]
 
 ORDER = ("unet", "text_encoder", "text_encoder_2", "vae", "scheduler", "token", "lora")
 BASE = "base"  # the source of a part that is as in the base; token and LoRA: there is none
-ADAPTER = "strategy"
-KEPT_NETWORKS = 2
+WRITING = "being written"  # the source of a part that is as nothing until it is written whole
+KEPT_NETWORKS = 2  # of a base
+KEPT_LAYERS = 2  # sets of LoRA layers, each of another shape, of a base
 NAMES = {
     "unet": "UNet",
     "text_encoder": "text encoder",
@@ -65,6 +74,7 @@ class Placement:
         offload: ``none``; ``model``: a part at a time on the device; ``sequential``: a layer at a time.
         vae_tiling: large pictures are decoded in overlapping tiles.
         reason: for the user.
+        unet: dtype of the UNet, where it is another one; for a processor that calculates faster in it.
     """
 
     device: str
@@ -72,6 +82,7 @@ class Placement:
     offload: Offload
     vae_tiling: bool
     reason: str
+    unet: str | None = None
 
 
 def choose_placement(
@@ -189,51 +200,119 @@ def load_pipeline(folder: Path, family: str, variant: str | None, dtype: torch.d
         variant: of the weight files; the plain ones where there are none of it.
         dtype: weights of 16 bits become float32 exactly.
     """
-    diffusers = quiet_diffusers()
+    with without_collection():
+        diffusers = quiet_diffusers()
+        kind = diffusers.StableDiffusionXLPipeline if family == "sdxl" else diffusers.StableDiffusionPipeline
     options: dict[str, Any] = {"image_encoder": None, "feature_extractor": None}
     if family == "sdxl":
         # A watermark, where that package is installed, would change the grey values.
-        kind, options["add_watermarker"] = diffusers.StableDiffusionXLPipeline, False
+        options["add_watermarker"] = False
     else:
-        kind = diffusers.StableDiffusionPipeline
         options |= {"safety_checker": None, "requires_safety_checker": False}
     if variant and any(f".{variant}." in path.name for path in folder.glob("*/*")):
         options["variant"] = variant
-    pipe = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **options)
-    pipe.set_progress_bar_config(disable=True)
-    for part in folders.PARTS[family]:  # type: ignore[index]
-        # transformers 5 loads text encoders in the dtype that their configuration names
-        getattr(pipe, part).to(dtype).requires_grad_(False).eval()
+    with few_threads(sum(folders.part_bytes(folder, variant).values())):
+        pipe = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **options)
+        pipe.set_progress_bar_config(disable=True)
+        for part in folders.PARTS[family]:  # type: ignore[index]
+            # transformers 5 loads text encoders in the dtype that their configuration names
+            getattr(pipe, part).to(dtype).requires_grad_(False).eval()
     return pipe
 
 
+@dataclass(eq=False)
+class _Held:
+    """A base in memory, with what is on it.
+
+    Attributes:
+        base: what it is.
+        folder: its files.
+        key: changes when a file does.
+        chosen: device, placement and the UNet's dtype that were asked for.
+        placement: how it is held.
+        light: one step lighter than the memory asked for.
+        pipe: ``None`` before it is loaded and once it is freed.
+        views: image-to-image pipelines that share the parts.
+        parts: ``{part: source}`` of what is on it.
+        names: of the tensors of each part as loaded; others that come later (fused projections) are made of these.
+        untouched: by encoder, tokenizer and embedding before a token was added.
+        scheduler: the base's own.
+        identity: for the record of a run.
+        placed: hooks are on, or the parts are on the device.
+        networks: that read guides, by source, the one used last at the end.
+        lora: the layers that are on.
+        layers: those that were, by shape.
+    """
+
+    base: CheckpointSpec
+    folder: Path
+    key: tuple[Any, ...]
+    chosen: tuple[Any, ...]
+    placement: Placement
+    light: bool
+    pipe: Any = None
+    views: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+    parts: dict[str, str] = field(default_factory=dict)
+    names: dict[str, frozenset[str]] = field(default_factory=dict)
+    untouched: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    scheduler: Any = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    placed: bool = False
+    networks: dict[str, Any] = field(default_factory=dict)
+    lora: Layers | None = None
+    layers: dict[tuple[Any, ...], Layers] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights and of all that is held with them."""
+        modules = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
+        modules += [*self.networks.values(), *(embedding for _, embedding in self.untouched.values())]
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        tensors += [tensor for layers in self.layers.values() for tensor in layers.tensors().values()]
+        return size_of({tensor.data_ptr(): tensor for tensor in tensors}.values())
+
+    def free(self) -> None:
+        """Let all of it go, even while someone still holds the (emptied) pipeline object; ``give_back`` after."""
+        pipes = [pipe for pipe in (self.pipe, *self.views) if pipe is not None]
+        self.pipe, self.views, self.scheduler, self.placed = None, weakref.WeakSet(), None, False
+        self.parts, self.untouched, self.networks, self.layers, self.lora = {}, {}, {}, {}, None
+        for pipe in pipes:
+            if getattr(pipe, "_all_hooks", None):
+                pipe.remove_all_hooks()
+                pipe._all_hooks = []  # they hold the parts
+            for name in list(pipe.components):
+                setattr(pipe, name, None)
+
+
 class PipelineHolder:
-    """Holds one pipeline; not for use from several threads at once (``identity`` and ``placement`` may be read)."""
+    """Holds the pipeline in use, and keeps what was, within a budget.
+
+    Not for use from several threads at once (``identity``, ``placement`` and ``kept`` may be read).
+    """
 
     def __init__(self) -> None:
-        self._pipe: Any = None
-        self._views: weakref.WeakSet[Any] = weakref.WeakSet()  # image-to-image pipelines that share the parts
-        self._base: CheckpointSpec | None = None
-        self._base_folder = Path()
-        self._base_key: tuple[Any, ...] = ()
-        self._parts: dict[str, str] = {}
-        self._untouched: dict[str, tuple[Any, Any]] = {}  # encoder: (tokenizer, embedding) before a token was added
-        self._scheduler: Any = None
-        self._identity: dict[str, Any] = {}
-        self._placement: Placement | None = None
-        self._chosen: tuple[Any, ...] = ()
-        self._light = False
-        self._placed = False  # hooks are on, or the parts are on the device
-        self._networks: dict[str, Any] = {}  # by source, the one used last at the end
+        self._now: _Held | None = None
+        # Copies of parts, values of LoRAs, and bases whose weights are in the machine's memory; bases on a GPU.
+        self._in_memory, self._on_gpu = Kept(), Kept()
+        self._budget = 0  # of the first of the two, bytes
 
     @property
     def placement(self) -> Placement | None:
         """How the pipeline is held; ``None`` when nothing is loaded."""
-        return self._placement
+        return None if self._now is None else self._now.placement
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Bytes that are kept beside the pipeline in use, in the machine's ``memory`` and on the ``gpu``."""
+        return {"memory": self._in_memory.size, "gpu": self._on_gpu.size}
+
+    @property
+    def _pipe(self) -> Any:
+        return None if self._now is None else self._now.pipe
 
     def identity(self) -> dict[str, Any]:
         """Return what is loaded, for the record of a run: base, strategy, the SHA-256 of each weight file by part."""
-        return copy.deepcopy(self._identity)
+        return {} if self._now is None else copy.deepcopy(self._now.identity)
 
     def ensure(
         self,
@@ -244,24 +323,47 @@ class PipelineHolder:
         light: bool = False,
         say: Say = lambda _: None,
         placement: Placement | None = None,
+        unet: str | None = None,
     ) -> Any:
         """Make ``spec`` the loaded checkpoint and return its text-to-image pipeline.
 
-        The caller must not keep the pipeline over the next call: freeing empties it.
+        The caller must not keep the pipeline over the next call: freeing empties it, and another call may change what
+        is on it. When memory runs out, what is kept beside it is freed, and it is tried once more.
 
         Args:
             spec: what to load.
             catalogue: where its base is.
-            settings: device and folders.
+            settings: device, folders, and how much is kept.
             light: hold it one step lighter than the memory asks for; a pipeline that was loaded so stays so.
             say: told what is being done.
             placement: hold it just so instead of choosing.
+            unet: dtype of the UNet in a pipeline that is held in float32.
 
         Raises:
             InputError: files are missing, unsafe or do not fit. When the headers show it, what was loaded before is
                 still there; else the sentence says what is loaded now.
             SarGenError: loading failed for another reason; the sentence says what is loaded now.
         """
+        try:
+            return self._ensure(spec, catalogue, settings, light, say, placement, unet)
+        except (torch.OutOfMemoryError, MemoryError):
+            if not self.kept["memory"] and not self.kept["gpu"]:
+                raise
+        # Outside the except clause: the traceback there keeps the tensors alive.
+        say("Memory ran out; freeing what was kept.")
+        self.free_kept()
+        return self._ensure(spec, catalogue, settings, light, say, placement, unet)
+
+    def _ensure(
+        self,
+        spec: CheckpointSpec,
+        catalogue: Mapping[str, CheckpointSpec],
+        settings: Settings,
+        light: bool,
+        say: Say,
+        placement: Placement | None,
+        unet: str | None,
+    ) -> Any:
         base = spec if spec.kind == "pipeline" else base_of(catalogue, spec.base, spec.title)
         folder = local_folder(base, settings)
         folders.check_pipeline(folder, base.variant)
@@ -272,33 +374,31 @@ class PipelineHolder:
             check_deltas(files, folder, spec.title, settings, base.variant)
         device = resolve_device(settings.device)
         key = (base.id, base.family, folder.resolve(), tuple(_source(p) for p in _base_weights(folder, base)))
-        chosen = (device, placement)
-        keep = self._pipe is not None and key == self._base_key and chosen == self._chosen
+        chosen = (device, placement, unet)
+        now = self._now
+        keep = now is not None and now.pipe is not None and (key, chosen) == (now.key, now.chosen)
         target = sources(files)
-        if not keep or changes(self._parts, target):
+        if now is None or not keep or changes(now.parts, target):
             say(f"Checking the files of {spec.title}.")
         for one in (base,) if spec is base else (base, spec):
             check_hashes(one, settings)
         identity = _identity(spec, base, folder, files, settings)
-        if not keep or (light and not self._light):
-            if self._base is not None and self._base.id != base.id:
-                say(f"Freeing {self._base.title}.")
-            self.free()
-            self._placement = placement or self._choose(device, folder, base, light)
-            self._base, self._base_folder, self._base_key, self._chosen = base, folder, key, chosen
-            self._light = light
-            say(f"Loading {base.title}: {self._placement.reason}.")
-            self._guard(spec, self._load_base)
-        todo = changes(self._parts, target)
+        self._budget = _budget(settings.keep_gb, self._in_memory, _free_memory("cpu"))
+        self._in_memory.make_room(0, self._budget)
+        if now is None or not keep or (light and not now.light):
+            self._bring(spec, _Held(base, folder, key, chosen, placement or _UNPLACED, light), settings, say)
+        now = self._held
+        todo = changes(now.parts, target)
         if todo:
             say(f"Switching to {spec.title}: {', '.join(NAMES[part] for part in todo)}.")
-            if self._placement is not None and self._placement.offload == "sequential" and self._placed:
+            if now.placement.offload == "sequential" and now.placed:
                 # Layers on the meta device cannot be written to.
                 self._guard(spec, self._reload)
-                todo = changes(self._parts, target)
+                todo = changes(self._held.parts, target)
         self._guard(spec, lambda: self._change(todo, target, files, spec))
-        self._identity = {**identity, "placement": _plain(self._placement)}
-        return self._pipe
+        now = self._held
+        now.identity = {**identity, "placement": _plain(now.placement)}
+        return now.pipe
 
     def image_to_image(self) -> Any:
         """Return an image-to-image pipeline that shares every part of the loaded one.
@@ -306,23 +406,24 @@ class PipelineHolder:
         Raises:
             SarGenError: nothing is loaded.
         """
-        if self._pipe is None or self._base is None:
+        if self._now is None or self._now.pipe is None:
             raise SarGenError("No checkpoint is loaded; load one before an image-to-image request.")
         diffusers = quiet_diffusers()
-        parts = dict(self._pipe.components)
-        if self._base.family == "sdxl":
+        pipe = self._now.pipe
+        parts = dict(pipe.components)
+        if self._now.base.family == "sdxl":
             view = diffusers.StableDiffusionXLImg2ImgPipeline(
                 **parts,
-                force_zeros_for_empty_prompt=self._pipe.config.force_zeros_for_empty_prompt,
+                force_zeros_for_empty_prompt=pipe.config.force_zeros_for_empty_prompt,
                 add_watermarker=False,
             )
         else:
             view = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
         for name in ("_all_hooks", "_offload_device", "_offload_gpu_id"):
-            if hasattr(self._pipe, name):
-                setattr(view, name, getattr(self._pipe, name))
+            if hasattr(pipe, name):
+                setattr(view, name, getattr(pipe, name))
         view.set_progress_bar_config(disable=True)
-        self._views.add(view)
+        self._now.views.add(view)
         return view
 
     def network(self, spec: NetworkSpec, settings: Settings, say: Say = lambda _: None) -> Any:
@@ -337,15 +438,15 @@ class PipelineHolder:
             InputError: its files are missing or changed.
             SarGenError: loading failed.
         """
-        assert self._placement is not None, "nothing is loaded"
+        now = self._held
         folder = local_network(spec, settings)
         files = weight_files(folder, spec.variant)
-        source = f"{_source(tuple(files))} {_plain(self._placement)}"
-        if source in self._networks:
-            self._networks[source] = self._networks.pop(source)
-            return self._networks[source]
-        while len(self._networks) >= KEPT_NETWORKS:
-            del self._networks[next(iter(self._networks))]
+        source = f"{_source(tuple(files))} {_plain(now.placement)}"
+        if source in now.networks:
+            now.networks[source] = now.networks.pop(source)
+            return now.networks[source]
+        while len(now.networks) >= KEPT_NETWORKS:
+            del now.networks[next(iter(now.networks))]
         say(f"Loading {spec.title}.")
         for path in files:
             read_header(path)
@@ -354,7 +455,7 @@ class PipelineHolder:
         try:
             network = kind.from_pretrained(
                 folder,
-                torch_dtype=getattr(torch, self._placement.dtype),
+                torch_dtype=getattr(torch, now.placement.dtype),
                 use_safetensors=True,
                 local_files_only=True,
                 **options,
@@ -363,73 +464,116 @@ class PipelineHolder:
             raise
         except Exception as error:
             raise SarGenError(f"{spec.title} could not be loaded ({_short(error)}); get its files again.") from error
-        network.to(getattr(torch, self._placement.dtype)).requires_grad_(False).eval()
-        if self._placement.offload == "none":
-            network.to(self._placement.device)
+        network.to(getattr(torch, now.placement.dtype)).requires_grad_(False).eval()
+        if now.placement.offload == "none":
+            network.to(now.placement.device)
         else:
             from accelerate import cpu_offload
 
-            cpu_offload(network, self._placement.device)
-        self._networks[source] = network
+            cpu_offload(network, now.placement.device)
+        now.networks[source] = network
         return network
 
     def free(self) -> None:
-        """Drop the pipeline and give its memory back, even while someone still holds the (emptied) pipeline object."""
-        self._networks = {}
-        pipes = [pipe for pipe in (self._pipe, *self._views) if pipe is not None]
-        self._pipe, self._views, self._untouched, self._scheduler = None, weakref.WeakSet(), {}, None
-        for pipe in pipes:
-            if getattr(pipe, "_all_hooks", None):
-                pipe.remove_all_hooks()
-                pipe._all_hooks = []  # they hold the parts
-            for name in list(pipe.components):
-                setattr(pipe, name, None)
-        self._base, self._base_key, self._parts, self._placement = None, (), {}, None
-        self._chosen, self._identity, self._placed = (), {}, False
-        if not pipes:
+        """Drop the pipeline and all that is kept, and give the memory back."""
+        there = self._now is not None or len(self._in_memory) or len(self._on_gpu)
+        self._free_now()
+        self.free_kept()
+        if there:
+            give_back()
+
+    def free_kept(self) -> bool:
+        """Give the memory back of what is kept beside the pipeline in use; tells whether there was anything."""
+        there = bool(len(self._in_memory) or len(self._on_gpu))
+        self._in_memory.clear()
+        self._on_gpu.clear()
+        if there:
+            give_back()
+        return there
+
+    @property
+    def _held(self) -> _Held:
+        assert self._now is not None, "nothing is loaded"
+        return self._now
+
+    def _free_now(self) -> None:
+        now, self._now = self._now, None
+        if now is not None:
+            now.free()
+
+    def _bring(self, spec: CheckpointSpec, new: _Held, settings: Settings, say: Say) -> None:
+        """Make a base the one in use: one that is kept, or a newly loaded one; keep the one that was."""
+        device = new.chosen[0]
+        before = self._now
+        if new.light:
+            self.free_kept()
+        kept = self._take(new)
+        if before is not None:
+            other = before.base.id != new.base.id
+            self._now = None
+            if not (other and not new.light and self._put_away(before, settings)):
+                if other:
+                    say(f"Freeing {before.base.title}.")
+                before.free()
+        if kept is not None:
+            self._now = kept
             return
-        del pipes
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
+        demand = _demand(new.folder, new.base)
+        beside = self._in_memory if device == "cpu" else self._on_gpu
+        if new.placement is _UNPLACED:
+            new.placement = _choose(device, demand, _free_memory(device) + beside.size, new.light)
+        if new.chosen[2] is not None and new.placement.dtype == "float32":
+            reason = f"{new.placement.reason}, UNet in {new.chosen[2]}"
+            new.placement = dataclasses.replace(new.placement, unet=new.chosen[2], reason=reason)
+        while _free_memory(device) < demand.of(new.placement) and beside.drop_oldest():
+            give_back()
+        say(f"Loading {new.base.title}: {new.placement.reason}.")
+        self._now = new
+        self._guard(spec, self._load_base)
 
-    def _choose(self, device: str, folder: Path, base: CheckpointSpec, light: bool) -> Placement:
-        parts = folders.part_bytes(folder, base.variant)
-        # The estimates are for 1024x1024; the VAE's maps grow with the area.
-        share = (base.resolution / 1024) ** 2
-        working, tiled = int(WORKING_BYTES * max(share, 0.05)), int(TILED_BYTES * min(1.0, max(share, 0.05)))
-        if device == "cpu":
-            import psutil
+    def _take(self, new: _Held) -> _Held | None:
+        """Return the kept base that is the same as a new one; another version of it is freed."""
+        for kept in (self._in_memory, self._on_gpu):
+            found: _Held | None = kept.take(("base", new.base.id))
+            if found is None:
+                continue
+            if (found.key, found.chosen) == (new.key, new.chosen):
+                return found
+            found.free()
+        return None
 
-            free, bf16 = psutil.virtual_memory().available, True
-        else:
-            free = torch.cuda.mem_get_info(device)[0]
-            bf16 = torch.cuda.get_device_capability(device)[0] >= 8
-        return choose_placement(
-            device, free_memory=free, parts=parts, bf16=bf16, light=light, working=working, tiled=tiled
-        )
+    def _put_away(self, old: _Held, settings: Settings) -> bool:
+        """Keep a base that is in use no longer; tells whether there is room. A light one would come back as light."""
+        if old.pipe is None or old.light or old.placement.offload == "sequential":
+            return False
+        on_gpu = old.placement.device != "cpu" and old.placement.offload == "none"
+        size, kept, budget = old.size, self._in_memory, self._budget
+        if on_gpu:
+            kept = self._on_gpu
+            budget = _budget(settings.keep_gpu_gb, kept, _free_memory(old.placement.device))
+        if not kept.make_room(size, budget):
+            return False
+        kept.put(("base", old.base.id), old, size, old.free)
+        return True
 
     def _load_base(self) -> None:
-        """Load the base onto the CPU, all parts in one dtype."""
-        assert self._base is not None and self._placement is not None
-        dtype = getattr(torch, self._placement.dtype)
-        pipe = load_pipeline(self._base_folder, self._base.family, self._base.variant, dtype)
-        if self._placement.vae_tiling:
+        """Load the base onto the CPU, all parts in one dtype, but for a UNet that is to have another one."""
+        now = self._held
+        dtype = getattr(torch, now.placement.dtype)
+        pipe = load_pipeline(now.folder, now.base.family, now.base.variant, dtype)
+        if now.placement.unet is not None:
+            pipe.unet.to(getattr(torch, now.placement.unet))
+        if now.placement.vae_tiling:
             pipe.vae.enable_tiling()
-        self._pipe, self._scheduler, self._parts, self._placed = pipe, pipe.scheduler, {}, False
+        now.names = {part: frozenset(getattr(pipe, part).state_dict()) for part in folders.PARTS[now.base.family]}
+        now.pipe, now.scheduler, now.parts, now.placed = pipe, pipe.scheduler, {}, False
 
     def _reload(self) -> None:
         """Load the same base again, on the CPU and without hooks."""
-        base, folder, key, chosen, placement = (
-            self._base,
-            self._base_folder,
-            self._base_key,
-            self._chosen,
-            self._placement,
-        )
-        self.free()
-        self._base, self._base_folder, self._base_key, self._chosen = base, folder, key, chosen
-        self._placement = placement
+        now = self._held
+        now.free()
+        give_back()
         self._load_base()
 
     def _guard(self, spec: CheckpointSpec, work: Callable[[], None]) -> None:
@@ -438,91 +582,138 @@ class PipelineHolder:
             work()
             return
         except (torch.OutOfMemoryError, MemoryError):
-            self.free()
+            self._free_now()
+            give_back()
             raise
         except Exception as error:
             logger.debug("Loading %s failed", spec.id, exc_info=True)
             reason = str(error) if isinstance(error, SarGenError) else _short(error)
             cause = error
-        base = self._base
+        now = self._now
         state = "nothing is loaded"
-        if self._pipe is not None and base is not None and base.id != spec.id:
+        if now is not None and now.pipe is not None and now.base.id != spec.id:
             try:
-                self._change(changes(self._parts, {}), {}, None, base)
-                self._identity = {"checkpoint": base.id, "base": base.id, "strategy": base.strategy}
-                state = f"{base.title} is loaded instead"
+                self._change(changes(now.parts, {}), {}, None, now.base)
+                now.identity = {"checkpoint": now.base.id, "base": now.base.id, "strategy": now.base.strategy}
+                state = f"{now.base.title} is loaded instead"
             except Exception:
-                logger.debug("Restoring %s failed", base.id, exc_info=True)
-                self.free()
+                logger.debug("Restoring %s failed", now.base.id, exc_info=True)
+                self._free_now()
         else:
-            self.free()
+            self._free_now()
         kind = InputError if isinstance(cause, InputError) else SarGenError
         raise kind(f"{spec.title} could not be loaded ({reason.rstrip('.')}); {state}.") from cause
 
     def _change(
         self, todo: tuple[str, ...], target: Mapping[str, str], files: StrategyFiles | None, spec: CheckpointSpec
     ) -> None:
-        """Change the parts ``todo`` to ``target`` and place the pipeline; ``_parts`` says how far it came."""
-        assert self._placement is not None
-        pipe = self._pipe
-        if todo and self._placement.offload != "none" and self._placed:
-            pipe.remove_all_hooks()
-            self._placed = False
-        if "lora" in todo and self._parts.get("lora", BASE) != BASE:
-            pipe.unload_lora_weights()
-            self._parts["lora"] = BASE
+        """Change the parts ``todo`` to ``target`` and place the pipeline; ``parts`` says how far it came."""
+        now = self._held
+        if todo and now.placement.offload != "none" and now.placed:
+            now.pipe.remove_all_hooks()
+            now.placed = False
+        if "lora" in todo and not self._swap_lora(todo, target.get("lora", BASE)):
+            self._take_lora_off()
         if "token" in todo:
             self._remove_token()
         for part in todo:
             if part in ("token", "lora"):
                 continue
-            self._parts[part] = "being written"
+            before, now.parts[part] = now.parts.get(part, BASE), WRITING
             if part == "scheduler":
                 self._set_scheduler(files)
             else:
-                self._write_part(part, files)
-            self._parts[part] = target.get(part, BASE)
+                self._write_part(part, before, target.get(part, BASE), files)
+            now.parts[part] = target.get(part, BASE)
         if "token" in todo and files is not None and files.token is not None:
-            self._parts["token"] = "being written"
+            now.parts["token"] = WRITING
             self._add_token(files.token, spec.token or DEFAULT_TOKEN)
-            self._parts["token"] = target["token"]
-        if "lora" in todo and files is not None and files.lora is not None:
-            self._parts["lora"] = "being written"
-            self._add_lora(files.lora, files.lora_parts)
-            self._parts["lora"] = target["lora"]
+            now.parts["token"] = target["token"]
+        if "lora" in todo and files is not None and files.lora is not None and now.parts["lora"] != target["lora"]:
+            now.parts["lora"] = WRITING
+            self._add_lora(files.lora, files.lora_parts, target["lora"])
+            now.parts["lora"] = target["lora"]
         self._place()
 
     def _place(self) -> None:
-        assert self._placement is not None
-        if self._placed:
+        now = self._held
+        if now.placed:
             return
-        if self._placement.offload == "model":
-            self._pipe.enable_model_cpu_offload(device=self._placement.device)
-        elif self._placement.offload == "sequential":
-            self._pipe.enable_sequential_cpu_offload(device=self._placement.device)
+        if now.placement.offload == "model":
+            now.pipe.enable_model_cpu_offload(device=now.placement.device)
+        elif now.placement.offload == "sequential":
+            now.pipe.enable_sequential_cpu_offload(device=now.placement.device)
         else:
-            self._pipe.to(self._placement.device)
-        self._placed = True
+            now.pipe.to(now.placement.device)
+        now.placed = True
 
-    def _write_part(self, part: str, files: StrategyFiles | None) -> None:
-        """Copy a part's weights from the strategy, or back from the base, into the module that is there."""
-        assert self._base is not None
-        module = getattr(self._pipe, part)
-        base = weight_files(self._base_folder / part, self._base.variant)
+    def _write_part(self, part: str, before: str, source: str, files: StrategyFiles | None) -> None:
+        """Copy a part's weights from the strategy, or back from the base, into the module that is there.
+
+        Args:
+            part: for example ``unet``.
+            before: the source of what it holds.
+            source: of what it is to hold.
+            files: of the strategy.
+        """
+        now = self._held
+        module = getattr(now.pipe, part)
+        if before == BASE and self._pinned:
+            # On a CPU the base's file, which the system has in its cache, is nearly as quick the first time.
+            self._keep_part(part, BASE)
+        known = self._in_memory.get(self._key_of(part, source))
+        if known is not None:
+            write(known, module.state_dict())
+            return
+        base = weight_files(now.folder / part, now.base.variant)
         mine = list(files.full.get(part, ())) if files else []
+        delta = files.deltas.get(part) if files else None
         lora = files.vae_lora if files and part == "vae" else None
-        if not mine or (part == "vae" and files is not None and files.vae_decoder_only):
+        # A delta leaves what it does not name as it is: as in the base, where the part is the base's.
+        if not (mine or (delta and before == BASE)) or (part == "vae" and files and mine and files.vae_decoder_only):
             copy_weights(module, base)
         if mine:
             copy_weights(module, mine)
-        if files and part in files.deltas:
-            apply_delta(module, base, files.deltas[part])
+        if delta is not None:
+            apply_delta(module, base, delta)
         if lora is not None:
             add_low_rank(module, base, lora)
+        self._keep_part(part, source)
+
+    def _key_of(self, part: str, source: str) -> tuple[Any, ...]:
+        """Return what a copy is kept by: the base's files, the source, and the dtype, in which values are rounded."""
+        module = self._held.pipe.unet if part == "lora" else getattr(self._held.pipe, part)
+        return (part, self._held.key, str(module.dtype), source)
+
+    def _keep_part(self, part: str, source: str) -> None:
+        """Keep a copy of what a part holds, where there is room."""
+        key = self._key_of(part, source)
+        if key in self._in_memory:
+            return
+        names = self._held.names[part]
+        tensors = {name: t for name, t in getattr(self._held.pipe, part).state_dict().items() if name in names}
+        size = size_of(tensors.values())
+        self._keep(key, size, lambda: copied(tensors, self._pinned))
+
+    @property
+    def _pinned(self) -> bool:
+        return self._held.placement.device != "cpu"
+
+    def _keep(self, key: tuple[Any, ...], size: int, make: Callable[[], Any]) -> Any:
+        """Keep what ``make`` returns, where there is room; ``None`` where there is none."""
+        if not self._budget or not self._in_memory.make_room(size, self._budget):
+            return None
+        try:
+            made = make()
+        except (MemoryError, RuntimeError):  # torch's error when the machine's memory runs out
+            logger.debug("No memory for a copy of %s bytes", size, exc_info=True)
+            return None
+        self._in_memory.put(key, made, size)
+        return made
 
     def _set_scheduler(self, files: StrategyFiles | None) -> None:
         if files is None or files.scheduler is None:
-            self._pipe.scheduler = self._scheduler
+            self._pipe.scheduler = self._held.scheduler
             return
         config = folders.read_json(files.scheduler / "scheduler_config.json")
         name = str(config.get("_class_name", ""))
@@ -541,65 +732,67 @@ class PipelineHolder:
                 continue
             tokenizer_name = encoder_name.replace("text_encoder", "tokenizer")
             encoder, tokenizer = getattr(self._pipe, encoder_name), getattr(self._pipe, tokenizer_name)
-            self._untouched[encoder_name] = (tokenizer, encoder.get_input_embeddings())
+            self._held.untouched[encoder_name] = (tokenizer, encoder.get_input_embeddings())
             setattr(self._pipe, tokenizer_name, add_token(encoder, tokenizer, token, tables[key]))
 
     def _remove_token(self) -> None:
-        for encoder_name, (tokenizer, embedding) in self._untouched.items():
+        for encoder_name, (tokenizer, embedding) in self._held.untouched.items():
             encoder = getattr(self._pipe, encoder_name)
             # The table may have been kept elsewhere while the pipeline moved.
             now = encoder.get_input_embeddings().weight
             encoder.set_input_embeddings(embedding.to(device=now.device))
             setattr(self._pipe, encoder_name.replace("text_encoder", "tokenizer"), tokenizer)
-        self._untouched = {}
-        self._parts["token"] = BASE
+        self._held.untouched = {}
+        self._held.parts["token"] = BASE
 
-    def _add_lora(self, path: Path, parts: tuple[str, ...]) -> None:
-        """Put a LoRA on, and check that each of its layers has found its place (diffusers only warns).
+    def _swap_lora(self, todo: tuple[str, ...], source: str) -> bool:
+        """Write a kept LoRA's values into the layers that are on, if they fit; tells whether they do."""
+        now = self._held
+        if now.lora is None or not set(todo) <= {"lora", "vae", "scheduler"}:
+            return False
+        values = self._in_memory.get(self._key_of("lora", source))
+        if values is None or values.shape != now.lora.shape:
+            return False
+        now.parts["lora"] = WRITING
+        now.lora.put_on(now.pipe, values)
+        now.parts["lora"] = source
+        return True
 
-        The steps are those of the pipeline's ``load_lora_weights`` but one: diffusers' training scripts write the
-        attention layers as ``.lora.down`` and all others as ``.lora_A``, and reading such a file it goes by the first
-        key alone and drops what is named the other way.
-        """
-        pipe = self._pipe
-        tensors, alphas, metadata = pipe.lora_state_dict(
-            path.parent,
-            weight_name=path.name,
-            use_safetensors=True,
-            local_files_only=True,
-            unet_config=pipe.unet.config,
-            return_lora_metadata=True,
-        )
-        if not all("lora" in key for key in tensors):
-            raise InputError(f"the LoRA {path.name} holds more than a LoRA's matrices")
-        options = {
-            "network_alphas": alphas,
-            "adapter_name": ADAPTER,
-            "metadata": metadata,
-            "_pipeline": pipe,
-            "low_cpu_mem_usage": True,  # the matrices of a new layer are not drawn first
-        }
-        tensors = {_peft_name(key): tensor for key, tensor in tensors.items()}
-        pipe.load_lora_into_unet(tensors, unet=pipe.unet, **options)
-        for encoder in folders.TOKEN_KEYS.values():
-            if getattr(pipe, encoder, None) is not None:
-                pipe.load_lora_into_text_encoder(
-                    tensors, text_encoder=getattr(pipe, encoder), prefix=encoder, lora_scale=pipe.lora_scale, **options
-                )
-        wanted = sum(any(mark in key for mark in _UP) for key in read_header(path).tensors)
-        found = sum(_lora_layers(getattr(self._pipe, part)) for part in parts)
-        if found != wanted:
-            raise InputError(f"only {found} of the {wanted} layers of the LoRA {path.name} fit the base")
+    def _take_lora_off(self) -> None:
+        now = self._held
+        if now.lora is not None:
+            now.lora.take_off(now.pipe)
+            if self._budget:
+                now.layers.pop(now.lora.shape, None)
+                now.layers[now.lora.shape] = now.lora
+            while len(now.layers) > KEPT_LAYERS:
+                del now.layers[next(iter(now.layers))]
+            now.lora = None
+        elif now.parts.get("lora", BASE) != BASE:
+            now.pipe.unload_lora_weights()  # loading it was cut short
+        now.parts["lora"] = BASE
 
-
-_UP = (".lora_B.", ".lora.up.", ".lora_up.", ".lora_linear_layer.up.")
-
-
-def _peft_name(key: str) -> str:
-    """Return a UNet's key with PEFT's names of the two matrices; text encoders' keys are converted by diffusers."""
-    if not key.startswith("unet."):
-        return key
-    return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
+    def _add_lora(self, path: Path, parts: tuple[str, ...], source: str) -> None:
+        """Put a LoRA on: kept layers and values, or from the file."""
+        now = self._held
+        values = self._in_memory.get(self._key_of("lora", source))
+        layers = None if values is None else now.layers.get(values.shape)
+        if layers is not None and layers.fits():
+            layers.put_on(now.pipe, values)
+            now.lora = layers
+            return
+        load_lora(now.pipe, path, parts)
+        now.lora = new = layers_on(now.pipe, parts, source)
+        size = size_of(new.tensors().values())
+        values = self._keep(self._key_of("lora", source), size, lambda: values_of(new, self._pinned))
+        layers = now.layers.get(new.shape)
+        if layers is None or values is None:
+            return
+        # Those that were there before may have been compiled.
+        new.take_off(now.pipe)
+        if layers.fits():
+            now.lora = layers
+        now.lora.put_on(now.pipe, values)
 
 
 def copy_weights(module: torch.nn.Module, files: list[Path]) -> None:
@@ -614,7 +807,7 @@ def copy_weights(module: torch.nn.Module, files: list[Path]) -> None:
     from safetensors import safe_open
 
     mine = {name.removeprefix("text_model."): tensor for name, tensor in module.state_dict().items()}
-    with torch.no_grad():
+    with few_threads(size_of(mine.values())), torch.no_grad():
         for path in files:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
@@ -712,15 +905,6 @@ def quiet_diffusers() -> Any:
     return diffusers
 
 
-def _lora_layers(module: torch.nn.Module) -> int:
-    """Count the layers that carry our adapter."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return sum(
-        isinstance(layer, BaseTunerLayer) and ADAPTER in getattr(layer, "lora_A", {}) for layer in module.modules()
-    )
-
-
 def _identity(
     spec: CheckpointSpec, base: CheckpointSpec, folder: Path, files: StrategyFiles | None, settings: Settings
 ) -> dict[str, Any]:
@@ -742,6 +926,63 @@ def _identity(
         "strategy": spec.strategy,
         "parts": {part: {path.name: hashes[path] for path in some} for part, some in paths.items()},
     }
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """Bytes that a base asks for, at two bytes a number: ``parts`` of weights; ``working`` and ``tiled`` beside."""
+
+    parts: dict[str, int]
+    working: int
+    tiled: int
+
+    def of(self, placement: Placement) -> float:
+        """Return the bytes that a placement takes on its device; all there is where it does not fit whole."""
+        if placement.offload != "none":
+            return math.inf
+        beside = self.tiled if placement.vae_tiling else self.working
+        return (2 if placement.dtype == "float32" else 1) * (sum(self.parts.values()) + beside)
+
+
+_UNPLACED = Placement("", "", "none", False, "not chosen yet")
+
+
+def _demand(folder: Path, base: CheckpointSpec) -> _Demand:
+    # The estimates are for 1024x1024; the VAE's maps grow with the area.
+    share = (base.resolution / 1024) ** 2
+    return _Demand(
+        folders.part_bytes(folder, base.variant),
+        int(WORKING_BYTES * max(share, 0.05)),
+        int(TILED_BYTES * min(1.0, max(share, 0.05))),
+    )
+
+
+def _choose(device: str, demand: _Demand, free: int, light: bool) -> Placement:
+    bf16 = device == "cpu" or torch.cuda.get_device_capability(device)[0] >= 8
+    return choose_placement(
+        device,
+        free_memory=free,
+        parts=demand.parts,
+        bf16=bf16,
+        light=light,
+        working=demand.working,
+        tiled=demand.tiled,
+    )
+
+
+def _free_memory(device: str) -> int:
+    """Return the bytes free on a device, those that torch holds without need included; for ``cpu`` in the machine."""
+    if device == "cpu":
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + spare
+
+
+def _budget(limit: float | None, kept: Kept, free: int) -> int:
+    """Return the bytes that may be kept: the limit (GB), or half of what would be free without what is kept."""
+    return (free + kept.size) // 2 if limit is None else int(limit * 1e9)
 
 
 def _base_weights(folder: Path, base: CheckpointSpec) -> list[tuple[Path, ...]]:

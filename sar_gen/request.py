@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sar_gen.errors import InputError
+from sar_gen.profiles import Switches, for_strategy, switches_of
+from sar_gen.strategies import strategy
 
 if TYPE_CHECKING:
     from sar_gen.checkpoints import CheckpointSpec
     from sar_gen.quality.report import QualityReport
+    from sar_gen.selection import Selection
     from sar_gen.settings import Settings
 
 GuideKind = Literal["sketch", "map", "optical", "sar"]
@@ -87,6 +91,8 @@ class GenerationRequest:
         guides: steering images; a size above the checkpoint's own makes one large scene of overlapping windows.
         strength: with a guide by image-to-image, the share of the denoising that is redone: 0 keeps the guide, 1
             ignores it.
+        profile: how fast and how exactly, a name of ``profiles.PROFILES``; ``None`` is the setting's.
+        switches: of ``profiles.Switches``, set otherwise than the profile sets them; all of them once checked.
     """
 
     prompt: str
@@ -102,11 +108,13 @@ class GenerationRequest:
     scheduler: str = "default"
     guides: tuple[Guide, ...] = ()
     strength: float = DEFAULT_STRENGTH
+    profile: str | None = None
+    switches: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the request as JSON data; guides are named by hash, their pixels are stored by the run."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "guides"}
-        return {**data, "guides": [guide.to_json() for guide in self.guides]}
+        return {**data, "switches": dict(self.switches), "guides": [guide.to_json() for guide in self.guides]}
 
     @property
     def start_guide(self) -> Guide | None:
@@ -136,7 +144,8 @@ def check_request(
         known = networks(settings, catalogue)
         request = dataclasses.replace(request, guides=with_ways(request.guides, spec, known, settings))
         prepare_guides(request, known)
-    local_folder(spec, settings)
+    if spec.origin != "backend":  # which checks its own files
+        local_folder(spec, settings)
     return request, spec
 
 
@@ -158,17 +167,38 @@ def size_of(guide: Guide, largest: int) -> tuple[int, int]:
     return tuple(max(64, int(side * scale) // SIZE_STEP * SIZE_STEP) for side in (width, height))  # type: ignore[return-value]
 
 
+def switches_for(spec: CheckpointSpec, profile: str, changes: Mapping[str, Any] | None = None) -> Switches:
+    """Return the switches of a profile for a checkpoint, with single ones set otherwise.
+
+    Raises:
+        InputError: an unknown profile or switch, or a value that cannot be.
+    """
+    return for_strategy(switches_of(profile, changes), strategy(spec.strategy).distilled)
+
+
+def default_steps(spec: CheckpointSpec, switches: Switches) -> int:
+    """Return how many steps are made where a request asks for none."""
+    return max(1, round(spec.steps * switches.steps))
+
+
 def completed(request: GenerationRequest, spec: CheckpointSpec, settings: Settings) -> GenerationRequest:
     """Check a request's own fields and fill in the card's defaults.
 
     Raises:
         InputError: one sentence on the first thing that is wrong.
     """
+    profile = settings.profile if request.profile is None else request.profile
+    switches = switches_for(spec, profile, request.switches)
+    here = spec.origin != "backend"
+    if here and switches.quantised != "none" and importlib.util.find_spec("torchao") is None:
+        raise InputError("The switch quantised needs the package torchao; pip install torchao, or set it to none.")
     request = dataclasses.replace(
         request,
+        profile=profile,
+        switches=dataclasses.asdict(switches),
         prompt=" ".join(request.prompt.split()),
         negative=" ".join(request.negative.split()),
-        steps=spec.steps if request.steps is None else request.steps,
+        steps=default_steps(spec, switches) if request.steps is None else request.steps,
         guidance=spec.guidance if request.guidance is None else request.guidance,
         width=spec.resolution if request.width is None else request.width,
         height=spec.resolution if request.height is None else request.height,
@@ -307,7 +337,14 @@ class Judged:
     report: QualityReport
 
 
-Event = Queued | Loading | Notice | Step | Preview | PatchReady | Saved | Judged | Done | Stopped | Failed
+@dataclass(frozen=True)
+class Selected:
+    """The best of the finished patches were chosen; the report is on these."""
+
+    selection: Selection
+
+
+Event = Queued | Loading | Notice | Step | Preview | PatchReady | Saved | Selected | Judged | Done | Stopped | Failed
 
 
 @dataclass(frozen=True)

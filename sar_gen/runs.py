@@ -31,6 +31,8 @@ from sar_gen.files import describe_os_error, write_atomic
 from sar_gen.request import IMAGE_TO_IMAGE, GenerationRequest, Guide, Saved
 
 PNG_KEY = "sar_gen"
+CELLS = "cells"
+"""Folder of a grid that holds the runs of its cells (``grids``)."""
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "gradio", "numpy")
 
 
@@ -81,6 +83,7 @@ class RunRecord:
     versions: dict[str, str]
     report: dict[str, Any] | None
     created: str
+    selection: dict[str, Any] | None = None
 
     @property
     def json_path(self) -> Path:
@@ -100,10 +103,12 @@ class Run:
     images: list[RunImage] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     device: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=library_versions)
     created: str = ""
     status: str = "running"
     seconds: dict[str, float] = field(default_factory=dict)
     report: dict[str, Any] | None = None
+    selection: dict[str, Any] | None = None
 
     def save_patch(self, index: int, seed: int, amplitude: NDArray[np.float32]) -> Saved:
         """Write one patch and list it in ``run.json``.
@@ -147,7 +152,7 @@ class Run:
                 "encoding": self.checkpoint.get("amplitude_encoding", "unknown"),
                 "polarisation": self.checkpoint.get("polarisation"),
             },
-            "versions": library_versions(),
+            "versions": self.versions,
             "synthetic": True,
         }
         text.add_text(PNG_KEY, json.dumps(settings, sort_keys=True))
@@ -175,8 +180,9 @@ class Run:
             ],
             "notices": self.notices,
             "device": self.device,
-            "versions": library_versions(),
+            "versions": self.versions,
             "seconds": self.seconds,
+            "selection": self.selection,
             "report": self.report,
         }
         write_atomic(self.folder / "run.json", json.dumps(data, indent=1, sort_keys=True).encode())
@@ -194,20 +200,10 @@ class RunStore:
         Raises:
             SarGenError: the folder cannot be written.
         """
-        slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:40].strip("-") or "run"
-        while True:
-            now = time.time()
-            name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now % 1 * 1000):03d}-{slug}"
-            try:
-                (self.folder / name).mkdir(parents=True)
-                break
-            except FileExistsError:
-                time.sleep(0.001)  # another run began in this millisecond
-            except OSError as error:
-                raise SarGenError(describe_os_error(self.folder / name, error)) from error
+        folder = stamped_folder(self.folder, slug(request.prompt) or "run")
         created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        run = Run(name, self.folder / name, request, checkpoint, device=device, created=created)
-        run.guides = [_save_guide(run.folder, guide, place) for place, guide in enumerate(request.guides)]
+        run = Run(folder.name, folder, request, checkpoint, device=device, created=created)
+        run.guides = [save_guide(run.folder, guide, place) for place, guide in enumerate(request.guides)]
         run._write()
         return run
 
@@ -229,6 +225,8 @@ class RunStore:
     def open(self, run: str | Path) -> RunRecord:
         """Open a run by its id, its folder, its ``run.json`` or one of its PNGs (found by the amplitude's hash).
 
+        The cells of grids are found too, though ``list`` leaves them out.
+
         Raises:
             InputError: there is no such run.
         """
@@ -237,18 +235,23 @@ class RunStore:
             return self._open_png(path)
         if path.name == "run.json":
             path = path.parent
-        if not path.is_dir() and (self.folder / str(run)).is_dir():
-            path = self.folder / str(run)
+        if not path.is_dir():
+            places = (store.folder / str(run) for store in (self, *self.grids()))
+            path = next((place for place in places if place.is_dir()), path)
         if not path.is_dir():
             raise InputError(f"There is no run {str(run)!r} in {self.folder}; `runs list` shows what there is.")
         return read_run(path)
+
+    def grids(self) -> tuple[RunStore, ...]:
+        """Return the stores that hold the cells of grids, the newest grid first."""
+        return tuple(RunStore(path) for path in sorted(self.folder.glob(f"*/{CELLS}"), reverse=True))
 
     def _open_png(self, path: Path) -> RunRecord:
         settings = settings_from_png(path)
         if (path.parent / "run.json").is_file():
             return read_run(path.parent)
         sha256 = settings["amplitude"]["sha256"]
-        for record in self.list():
+        for record in (record for store in (self, *self.grids()) for record in store.list()):
             if any(image.sha256 == sha256 for image in record.images):
                 return record
         raise InputError(
@@ -256,7 +259,32 @@ class RunStore:
         )
 
 
-def _save_guide(folder: Path, guide: Guide, place: int) -> dict[str, Any]:
+def slug(text: str) -> str:
+    """Return a text as part of a folder's name: small letters, digits and hyphens, 40 at most."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")
+
+
+def stamped_folder(parent: Path, name: str) -> Path:
+    """Make a folder called by the time and ``name`` and return it; it is a new one, whoever else makes some.
+
+    Raises:
+        SarGenError: it cannot be made.
+    """
+    while True:
+        now = time.time()
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now % 1 * 1000):03d}"
+        folder = parent / f"{stamp}-{name}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            time.sleep(0.001)  # another one began in this millisecond
+        except OSError as error:
+            raise SarGenError(describe_os_error(folder, error)) from error
+
+
+def save_guide(folder: Path, guide: Guide, place: int) -> dict[str, Any]:
+    """Write the picture of a guide where ``request_from_json`` looks for it, and return the guide as JSON data."""
     name = "guide.png" if place == 0 else f"guide_{place}.png"
     buffer = io.BytesIO()
     Image.fromarray(guide.image).save(buffer, "png")
@@ -273,6 +301,7 @@ def request_from_json(data: dict[str, Any], folder: Path | None = None) -> Gener
     names = {f.name for f in dataclasses.fields(GenerationRequest)} - {"guides"}
     try:
         values = {key: value for key, value in data.items() if key in names}
+        values.setdefault("profile", "plain")  # what there was before there were profiles
         # Before there were several guides a request had one, by image-to-image.
         listed = data.get("guides") or ([{**data["guide"], "way": IMAGE_TO_IMAGE}] if data.get("guide") else [])
         found = [_load_guide(folder, place, guide) for place, guide in enumerate(listed)]
@@ -319,6 +348,7 @@ def read_run(folder: Path) -> RunRecord:
             versions=data["versions"],
             report=data["report"],
             created=data["created"],
+            selection=data.get("selection"),  # runs of before have none
         )
     except FileNotFoundError as error:
         raise InputError(f"{folder} is not a run: it holds no run.json.") from error

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from sar_gen.conditioning import GuideImage
+from sar_gen.forwards import Forward, replaced, unet_output
 from sar_gen.windows import OVERLAP, Window, grid, margins
 
 
@@ -69,12 +71,12 @@ def steered(
         at_once: windows that are computed together.
         tick: called before each group of windows; what it raises ends the call of the pipeline.
     """
-    unet, scale = pipe.unet, pipe.vae_scale_factor
-    plain = unet.forward
-    had = "forward" in unet.__dict__  # a hook's own forward is put back as it was
+    scale = pipe.vae_scale_factor
     calls = 0
 
-    def forward(sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **options: Any) -> Any:
+    def forward(
+        plain: Forward, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **options: Any
+    ) -> Any:
         nonlocal calls
         steps = max(1, len(pipe.scheduler.timesteps))
         acting = [steer for steer in steers if acts(steer.start, steer.end, calls, steps)]
@@ -105,20 +107,10 @@ def steered(
                 total[:, :, *window.slices] += part * weight
                 weights[window.slices] += weight
         joined = (total[inner] / weights[inner]).to(sample.dtype)
-        if not wanted:
-            return (joined,)
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+        return unet_output(joined, wanted)
 
-        return UNet2DConditionOutput(sample=joined)
-
-    unet.forward = forward
-    try:
+    with replaced(pipe.unet, lambda plain: partial(forward, plain)):
         yield
-    finally:
-        if had:
-            unet.forward = plain
-        else:
-            del unet.forward
 
 
 def _predict(

@@ -67,6 +67,7 @@ class Strategy:
         vae_decoder: mode of the VAE's decoder.
         control: ``full`` when a ControlNet that reads guides is trained beside the frozen rest (arXiv 2302.05543).
         from_scratch: the parts start from random weights, not from a base.
+        distilled: the parts learn from the base itself, to need fewer steps, and not from data.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Strategy:
     vae_decoder: PartMode = "frozen"
     control: PartMode = "frozen"
     from_scratch: bool = False
+    distilled: bool = False
 
     @property
     def vae(self) -> PartMode:
@@ -155,6 +157,13 @@ _ROWS = (
         control="full",
     ),
     _row(
+        "turbo",
+        "Turbo: few steps",
+        "The whole denoiser, distilled from the base to a few steps without guidance: several times faster.",
+        unet="full",
+        distilled=True,
+    ),
+    _row(
         "foundation",
         "Trained from scratch",
         "Every part is trained from random weights: no base.",
@@ -219,7 +228,7 @@ def strategy_of_parts(modes: Mapping[str, PartMode]) -> str:
     if encoders:
         found["text_encoder"] = found["text_encoder_2"] = encoders.pop()
     for row in STRATEGIES.values():
-        if row.trained() == found and not row.from_scratch:
+        if row.trained() == found and not (row.from_scratch or row.distilled):
             return row.name
     return "+".join(
         atom

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sar_gen import checkpoints, references
-from sar_gen.errors import SarGenError
+from sar_gen.errors import InputError, SarGenError
+from sar_gen.imports import without_collection
 from sar_gen.request import (
     Done,
     EngineState,
@@ -23,6 +25,7 @@ from sar_gen.request import (
     Loading,
     Notice,
     PatchReady,
+    Selected,
     Stopped,
     check_request,
 )
@@ -33,26 +36,36 @@ if TYPE_CHECKING:
     from sar_gen.engine import Engine
     from sar_gen.quality.report import QualityReport
     from sar_gen.quality.semantic import SarClip
+    from sar_gen.selection import Selection
+    from sar_gen.serving.client import Answer, RemoteEngine
 
 
 class Studio:
-    """An engine, a run store and the reference sets. torch is imported when the engine is first needed."""
+    """An engine, a run store and the reference sets. torch is imported when the engine is first needed.
+
+    With ``settings.backend`` the engine is the backend's, and its catalogue is shown; all else happens here.
+    """
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings.from_env()
         self.store = RunStore(self.settings.runs)
-        self._engine: Engine | None = None
+        self._engine: Engine | RemoteEngine | None = None
         self._engine_lock = threading.Lock()
         self._importing = EngineState("idle", "Nothing is loaded yet.")
         self._cancels: dict[str, threading.Event] = {}
         self._clip: SarClip | None = None
 
     @property
-    def engine(self) -> Engine:
-        """The engine, made (and torch imported: some 10 s on two cores) at the first use."""
+    def engine(self) -> Engine | RemoteEngine:
+        """The engine, made (and torch imported: some seconds on two cores) at the first use; the backend's, if any."""
         with self._engine_lock:
-            if self._engine is None:
-                from sar_gen.engine import Engine
+            if self._engine is None and self.settings.backend:
+                from sar_gen.serving.client import RemoteEngine
+
+                self._engine = RemoteEngine(self.settings)
+            elif self._engine is None:
+                with without_collection():
+                    from sar_gen.engine import Engine
 
                 self._engine = Engine(self.settings)
             return self._engine
@@ -60,7 +73,9 @@ class Studio:
     @property
     def state(self) -> EngineState:
         """What the engine is doing; never waits."""
-        return self._engine.state if self._engine is not None else self._importing
+        if self._engine is None and not self.settings.backend:
+            return self._importing
+        return self.engine.state
 
     def warm_up(self) -> None:
         """Import torch and load the chosen checkpoint in the background; ``state`` tells how it goes."""
@@ -75,18 +90,31 @@ class Studio:
         threading.Thread(target=work, name="sar-gen-warm-up", daemon=True).start()
 
     def generate(
-        self, request: GenerationRequest, *, reference: str | None = None, previews: bool = True, token: str = ""
+        self,
+        request: GenerationRequest,
+        *,
+        reference: str | None = None,
+        keep: int | None = None,
+        previews: bool = True,
+        token: str = "",
+        store: RunStore | None = None,
     ) -> Iterator[Event]:
         """Check a request, then return an iterator over its events.
 
         Each patch is on disk before its ``Saved`` event; with a ``reference`` the finished patches are judged
-        before ``Done`` or ``Stopped``. ``token`` names the request for ``stop``.
+        before ``Done`` or ``Stopped``. With ``keep`` the report is on the patches nearest to the reference, as many;
+        the others stay in the run. ``token`` names the request for ``stop``; ``store`` is where the run goes, the
+        studio's own where it is left out.
 
         Raises:
             InputError: the request, checkpoint or reference is wrong; raised at once, before any work.
-            SarGenError: the runs folder cannot be written.
+            SarGenError: the runs folder cannot be written, or a backend does not take the request.
         """
         request, spec = check_request(request, checkpoints.catalogue(self.settings), self.settings)
+        if keep is not None and reference is None:
+            raise InputError("The best patches are those nearest to a reference; choose a reference set.")
+        if keep is not None and not 1 <= keep <= request.count:
+            raise InputError(f"{keep} of {request.count} patches cannot be kept; choose 1 to {request.count}.")
         reference_set = None
         warnings: Sequence[str] = ()
         if reference is not None:
@@ -94,11 +122,30 @@ class Studio:
             warnings = references.check_comparable(
                 reference_set, spec.amplitude_encoding, spec.polarisation_of(request.prompt)
             )
-        run = self.store.begin(request, checkpoint_facts(spec, request.prompt), {})
         cancel = self._cancels.setdefault(token, threading.Event()) if token else threading.Event()
-        return self._saved(self._events(request, cancel, previews), run, reference_set, warnings, token)
+        events: Generator[Event, None, None] | Answer | None = None
+        try:
+            # A backend may refuse, which is known before there is a run; the engine here would first import torch.
+            if self.settings.backend:
+                events = self._remote.generate(request, cancel=cancel, previews=previews)
+            run = (store or self.store).begin(request, checkpoint_facts(spec, request.prompt), {})
+        except BaseException:
+            self._cancels.pop(token, None)
+            if events is not None:
+                events.close()
+            raise
+        events = self._started(request, cancel, previews) if events is None else events
+        return self._saved(events, run, reference_set, warnings, keep, token)
 
-    def _events(
+    @property
+    def _remote(self) -> RemoteEngine:
+        from sar_gen.serving.client import RemoteEngine
+
+        engine = self.engine
+        assert isinstance(engine, RemoteEngine)
+        return engine
+
+    def _started(
         self, request: GenerationRequest, cancel: threading.Event, previews: bool
     ) -> Generator[Event, None, None]:
         """Say that torch is being imported, where it is, instead of being silent for ten seconds."""
@@ -129,6 +176,23 @@ class Studio:
         report = compare(patch_statistics(amplitudes), reference.statistics, reference_name=reference.name)
         return report if prompt is None else with_prompt(report, amplitudes, prompt, self.sarclip(), polarisation)
 
+    def best(
+        self, amplitudes: Sequence[NDArray[np.float32]], reference: references.ReferenceSet, keep: int
+    ) -> Selection:
+        """Choose the ``keep`` patches that lie nearest to a reference; SAR-CLIP tells how diverse they are."""
+        from sar_gen.features import features_of
+        from sar_gen.quality.statistics import patch_statistics
+        from sar_gen.selection import select
+
+        return select(
+            patch_statistics(amplitudes),
+            lambda: features_of(amplitudes, self.sarclip()),
+            reference.statistics,
+            keep,
+            reference_name=reference.name,
+            features_name=self.sarclip().label,
+        )
+
     def sarclip(self) -> SarClip:
         """Return the CLIP that ships, loaded once."""
         from sar_gen.quality.semantic import load_sarclip
@@ -143,10 +207,11 @@ class Studio:
 
     def _saved(
         self,
-        events: Generator[Event, None, None],
+        events: Generator[Event, None, None] | Answer,
         run: Run,
         reference: references.ReferenceSet | None,
         warnings: Sequence[str],
+        keep: int | None,
         token: str,
     ) -> Iterator[Event]:
         """Pass events on, writing each patch first, and close the run whatever happens."""
@@ -158,7 +223,9 @@ class Studio:
                 if isinstance(event, PatchReady):
                     started = time.perf_counter()
                     if not amplitudes:
-                        run.device = self._device_facts()
+                        run.device = self.engine.where()
+                        if self.settings.backend:
+                            run.versions = self._remote.versions()
                         run.checkpoint = {**run.checkpoint, "parts": self.engine.identity()}
                     saved = run.save_patch(event.index, event.seed, event.amplitude)
                     amplitudes.append(event.amplitude)
@@ -171,12 +238,20 @@ class Studio:
                     report = None
                     if reference is not None and amplitudes:
                         started = time.perf_counter()
+                        judged = amplitudes
+                        if keep is not None and keep < len(amplitudes):
+                            selection = self.best(amplitudes, reference, keep)
+                            run.selection = selection.to_json()
+                            judged = [amplitudes[place] for place in selection.kept]
+                            yield Selected(selection)
                         report = self.judge(
-                            amplitudes,
+                            judged,
                             reference,
                             prompt=run.request.prompt,
                             polarisation=run.checkpoint["polarisation"],
                         )
+                        if run.selection is not None:
+                            report = dataclasses.replace(report, notes=(*report.notes, run.selection["text"]))
                         seconds["compare"] = time.perf_counter() - started
                         for warning in warnings:
                             yield Notice(warning)
@@ -202,10 +277,6 @@ class Studio:
             events.close()  # sets the cancel flag, so that the engine does not work for nobody
             if not closed:
                 self._close_quietly(run, seconds)
-
-    def _device_facts(self) -> dict[str, Any]:
-        state = self.state
-        return {"device": state.device, "dtype": state.dtype}
 
     def _close_quietly(self, run: Run, seconds: dict[str, float]) -> None:
         """Mark a run that was left (page closed, disk full) as stopped; on a full disk it stays as it is."""

@@ -1,6 +1,6 @@
 import numpy as np
 
-from sar_gen.bench import alternate, bench_generate, bench_quality, timing
+from sar_gen.bench import alternate, bench_quality, timing
 from sar_gen.bench.scenes import bench_scenes, seams_of
 from sar_gen.settings import Settings
 from tests import tiny
@@ -24,14 +24,6 @@ def test_ratio_is_that_of_the_same_round(monkeypatch):
     assert result.ratio == {"plain": 1, "ours": 2}
     # The first round is not timed: 2, 4, 8 and 16 seconds are left.
     assert [(t.name, t.median, t.low, t.high) for t in result.timings] == [("plain", 6, 2, 16), ("ours", 12, 4, 32)]
-
-
-def test_generate_times_the_same_work_both_ways(tmp_path):
-    tiny.checkpoint(tmp_path / "checkpoints" / "base", examples=["a river"])
-    settings = Settings(home=tmp_path / "home", checkpoints=tmp_path / "checkpoints", checkpoint="base", device="cpu")
-    [result] = bench_generate(settings, count=1, rounds=1)
-    assert set(result.ratio) == {"bare diffusers", "studio, saved to disk", "studio, saved, with previews"}
-    assert all(timing.median > 0 for timing in result.timings)
 
 
 def test_quality_times_the_same_patches_both_ways():

@@ -456,3 +456,17 @@ def test_adding_a_folder_that_holds_several_says_how(settings, tmp_path):
     with pytest.raises(InputError, match=r"holds 4 checkpoint folders \(a, b, c, …\).*SAR_GEN_CHECKPOINT_FOLDERS"):
         add_checkpoint(tmp_path / "many", settings)
     assert add_checkpoint(tmp_path / "many" / "a", settings).id == "a"
+
+
+def test_hashes_are_remembered_where_home_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("a file, not a folder")
+    settings = Settings(home=tmp_path / "home")
+    path, read = tmp_path / "weights.safetensors", []
+    path.write_bytes(b"one")
+    sha256_of = checkpoints.sha256_of
+    monkeypatch.setattr(checkpoints, "sha256_of", lambda path: (read.append(path), sha256_of(path))[1])
+    for _ in range(2):
+        assert checkpoints.hashes_of([path], settings) == {path: hashlib.sha256(b"one").hexdigest()}
+    assert read == [path]
+    path.write_bytes(b"three")
+    assert checkpoints.hashes_of([path], settings) == {path: hashlib.sha256(b"three").hexdigest()}

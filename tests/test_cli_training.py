@@ -4,25 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from sar_gen import cli
 from sar_gen.training.manifest import read_manifest
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command line; returns exit status, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["sar_gen", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

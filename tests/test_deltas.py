@@ -26,12 +26,7 @@ from tests import tiny
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +148,55 @@ def test_small_tensors_are_plain_and_what_did_not_change_is_left_out():
     ]
     for name in ("norm.weight", "tiny.weight"):
         assert torch.equal(dequantise(held, name, base[name].shape, 8), tuned[name] - base[name])
+
+
+def test_a_change_of_low_rank_is_kept_as_a_product_and_comes_back_whole():
+    random = torch.Generator().manual_seed(0)
+    base = {"weight": torch.randn((48, 32, 3, 3), generator=random), "bias": torch.randn(48, generator=random)}
+    change = torch.randn((48, 2), generator=random) @ torch.randn((2, 288), generator=random)
+    tuned = {"weight": base["weight"] + 0.01 * change.view(48, 32, 3, 3), "bias": base["bias"] + 1}
+    delta = quantise(base, tuned, 8, rank=2)
+    assert {key: tuple(tensor.shape) for key, tensor in delta.items()} == {
+        "weight::up": (48, 2), "weight::down": (2, 288), "bias::difference": (48,),
+    }  # fmt: skip
+    assert error(base, tuned, delta, 8).delta < 2e-3  # float16's
+    found = dequantise(delta, "weight", (48, 32, 3, 3), 8)
+    assert (found - (tuned["weight"] - base["weight"])).abs().max() < 2e-3 * (0.01 * change).abs().max()
+
+
+def test_of_a_full_change_the_largest_singular_values_are_kept():
+    random = torch.Generator().manual_seed(1)
+    change = torch.randn((40, 64), generator=random, dtype=torch.float64).float()
+    base, tuned = {"w": torch.zeros(40, 64)}, {"w": change}
+    values = torch.linalg.svdvals(change)
+    wanted = math.sqrt(float(values[4:].square().sum() / values.square().sum()))
+    assert error(base, tuned, quantise(base, tuned, 8, rank=4), 8).delta == pytest.approx(wanted, rel=1e-3)
+
+
+def test_where_a_product_would_be_larger_it_is_codes():
+    base, tuned = {"w": torch.zeros(40, 64)}, {"w": torch.ones(40, 64)}
+    assert set(quantise(base, tuned, 8, rank=20)) == {"w::codes", "w::scales"}
+
+
+def test_a_low_rank_delta_loads_and_is_checked(settings, catalogue, tmp_path):
+    base = settings.checkpoints / "base"
+    out = tmp_path / "checkpoints" / "small"
+    [report, *_] = make_deltas(base, settings.checkpoints / "both", out, 8, rank=1)
+    assert report.bytes_after < report.bytes_before
+    tiny.write_card(out, id="small", base="base", strategy="unet-full+te-full")
+    both = dataclasses.replace(settings, checkpoint_folders=(tmp_path / "checkpoints",))
+    found = checkpoints.catalogue(both)
+    pipe = PipelineHolder().ensure(found["small"], found, both)
+    place, weights = out / "unet" / DELTA_FILE, dict(pipe.unet.state_dict())
+    delta = load_file(place)
+    name = next(key for key in delta if key.endswith("::up")).removesuffix("::up")
+    old = next(t for path in (base / "unet").glob("*.safetensors") for k, t in load_file(path).items() if k == name)
+    wanted = old + (delta[f"{name}::up"].float() @ delta[f"{name}::down"].float()).view_as(old)
+    assert torch.equal(weights[name], wanted)
+    cut = {key: tensor[:, :-1] if key == f"{name}::down" else tensor for key, tensor in delta.items()}
+    write_delta(place, {key: tensor.contiguous() for key, tensor in cut.items()}, 8, delta_facts(place).base_sha256)
+    with pytest.raises(InputError, match="does not fit its base"):
+        folders.check_fits(folders.strategy_files(out), base, "sdxl", "small")
 
 
 def test_groups_without_change_stay_exactly_as_they_are():

@@ -14,9 +14,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
-from sar_gen import checkpoints, steering
+from sar_gen import checkpoints, speed, steering
 from sar_gen import engine as engine_module
 from sar_gen.amplitude import from_model, to_model
+from sar_gen.compiling import Compiler
 from sar_gen.engine import Engine, batch_size, decode
 from sar_gen.errors import InputError
 from sar_gen.pipelines import Placement
@@ -97,24 +98,121 @@ def test_events_of_a_whole_request(engine):
     assert events[-1].seconds["generate"] > 0
 
 
-def test_equals_the_stock_pipeline(engine, settings):
-    """The same settings in diffusers' own pipeline give the same picture, bit for bit."""
-    _, patches = run(engine, previews=True)
+@pytest.mark.parametrize(
+    ("steps", "looks"), [(2, [1]), (4, [2]), (8, [2, 4, 6]), (20, [5, 10, 15]), (50, [12, 24, 36, 48])]
+)
+def test_a_patch_of_few_steps_has_few_previews(steps, looks):
+    every = engine_module.preview_steps(steps)
+    assert [step for step in range(1, steps) if step % every == 0] == looks
+
+
+def stock_picture(settings, dtype=torch.float32, **options):
     stock = StableDiffusionXLPipeline.from_pretrained(
-        settings.checkpoints / "base", dtype=torch.float32, add_watermarker=False
+        settings.checkpoints / "base", dtype=dtype, add_watermarker=False
     )
     stock.set_progress_bar_config(disable=True)
-    image = stock(
-        "a river",
-        negative_prompt=None,
-        num_inference_steps=3,
-        guidance_scale=1.5,
-        width=64,
-        height=64,
-        generator=torch.Generator().manual_seed(5),
-        output_type="np",
-    ).images[0]
-    np.testing.assert_allclose(patches[0], image.mean(-1), atol=1e-6)
+    given = {
+        "num_inference_steps": 3,
+        "guidance_scale": 1.5,
+        "width": 64,
+        "height": 64,
+        "output_type": "np",
+        **options,
+    }
+    image = stock("a river", negative_prompt=None, generator=torch.Generator().manual_seed(5), **given).images[0]
+    return image.mean(-1)
+
+
+def test_equals_the_stock_pipeline(engine, settings):
+    """The plain profile's settings in diffusers' own pipeline give the same picture, to the last bits."""
+    _, patches = run(engine, dataclasses.replace(REQUEST, profile="plain"), previews=True)
+    np.testing.assert_allclose(patches[0], stock_picture(settings), atol=1e-6)
+
+
+@pytest.mark.parametrize("more", [{}, {"fused_projections": "on"}, {"channels_last": "on"}, {"wide_sampler": False}])
+def test_exact_in_float32_equals_the_stock_pipeline(engine, settings, more):
+    request = dataclasses.replace(REQUEST, profile="exact", switches={"precision": "float32", **more})
+    _, patches = run(engine, request)
+    np.testing.assert_allclose(patches[0], stock_picture(settings), atol=1e-5)
+
+
+def test_exact_in_16_bits_is_as_near_to_float32_as_the_stock_pipeline_in_16_bits_and_repeats_itself(
+    engine, settings, monkeypatch
+):
+    monkeypatch.setattr(speed, "bfloat16_is_native", lambda: True)
+    wide = stock_picture(settings)
+    request = dataclasses.replace(REQUEST, profile="exact")
+    _, patches = run(engine, request)
+    assert engine.identity()["placement"]["unet"] == "bfloat16"
+    mine, theirs = (np.abs(one - wide) for one in (patches[0], stock_picture(settings, torch.bfloat16)))
+    assert 0 < mine.max() <= 1.5 * theirs.max()
+    assert mine.mean() <= theirs.mean()
+    np.testing.assert_array_equal(run(engine, request)[1][0], patches[0])
+    monkeypatch.setattr(speed, "bfloat16_is_native", lambda: False)
+    _, narrow = run(engine, request)
+    np.testing.assert_allclose(narrow[0], wide, atol=1e-5)
+    assert engine.identity()["placement"]["unet"] is None
+
+
+def test_fast_is_near_and_makes_fewer_steps(engine):
+    request = dataclasses.replace(REQUEST, steps=None, guidance=3.0)
+    events, plain = run(engine, dataclasses.replace(request, profile="plain"))
+    whole = sum(isinstance(event, Step) for event in events)
+    events, fast = run(engine, dataclasses.replace(request, profile="fast"))
+    assert sum(isinstance(event, Step) for event in events) == round(0.8 * whole)
+    assert 0 < np.abs(fast[0] - plain[0]).mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [{"reuse": 2}, {"guidance_start": 0.4, "guidance_end": 0.7}, {"decoder": "narrow"}, {"graphs": True}],
+)
+def test_every_switch_goes_with_guides_large_scenes_and_the_other_family(engine, switches):
+    for request in (
+        guided(guide(), steps=4),
+        dataclasses.replace(REQUEST, width=128, height=96),
+        dataclasses.replace(REQUEST, checkpoint="old"),
+        dataclasses.replace(REQUEST, checkpoint="tuned", count=2),
+    ):
+        events, patches = run(engine, dataclasses.replace(request, switches=switches, guidance=3.0))
+        assert isinstance(events[-1], Done)
+        assert all(np.isfinite(patch).all() for patch in patches.values())
+
+
+def test_compiling_begins_with_the_warm_up_is_announced_and_is_used_from_the_next_picture_on(settings, monkeypatch):
+    """What a GPU does, on a CPU and by a backend that is quick to compile."""
+    monkeypatch.setattr(engine_module, "is_on", lambda where, cuda: where != "off")
+    engine = Engine(settings)
+    engine._compiler = compiler = Compiler(say=engine._announce, backend="aot_eager")
+    try:
+        engine.warm_up("base")
+        eager = run(engine, dataclasses.replace(REQUEST, switches={"compiled": "off"}))[1][0]
+        engine.wait_compiled(300)
+        assert compiler.failure is None
+        ready = compiler.ready
+        assert ready > 4
+        assert "The denoiser is compiled" in engine.state.message
+        compiled = run(engine)[1][0]
+        engine.wait_compiled(300)
+        assert compiler.ready == ready  # the rehearsal had the shapes of the request
+        np.testing.assert_allclose(compiled, eager, atol=0.01)
+        tuned = run(engine, dataclasses.replace(REQUEST, checkpoint="tuned"))  # its LoRA layers are eager for now
+        assert isinstance(tuned[0][-1], Done)
+    finally:
+        engine.close()
+
+
+def test_the_text_of_a_prompt_is_computed_once_for_a_strategy(engine, monkeypatch):
+    computed = []
+    plain = engine_module.encode_text
+    monkeypatch.setattr(engine_module, "encode_text", lambda *given: (computed.append(given), plain(*given))[1])
+    engine._texts.clear()
+    for request in (REQUEST, dataclasses.replace(REQUEST, seed=9, count=2), dataclasses.replace(REQUEST, steps=2)):
+        run(engine, request)
+    assert len(computed) == 1
+    run(engine, dataclasses.replace(REQUEST, negative="sar"))
+    run(engine, dataclasses.replace(REQUEST, checkpoint="tuned"))
+    assert len(computed) == 3
 
 
 def test_an_empty_negative_prompt_is_the_zero_branch_and_a_full_one_is_not(engine):
@@ -250,8 +348,18 @@ def test_a_long_prompt_says_what_is_not_used(engine):
     assert notices[0].endswith("tail'.")
 
 
-def test_out_of_memory_is_tried_once_more_lighter_then_names_the_knob(engine, monkeypatch):
-    calls = []
+@pytest.mark.parametrize("kept", [False, True])
+def test_out_of_memory_is_tried_once_more_lighter_then_names_the_knob(engine, monkeypatch, kept):
+    """What is kept beside the checkpoint goes first, and the same mode is tried once more."""
+    run(engine)
+    engine._holder.free_kept()
+    if kept:
+        for checkpoint in ("old", "base"):
+            run(engine, dataclasses.replace(REQUEST, checkpoint=checkpoint))
+        assert engine._holder.kept["memory"] > 0
+    calls, lights = [], []
+    load = Engine._load
+    monkeypatch.setattr(Engine, "_load", lambda self, *args: (lights.append(args[-1]), load(self, *args))[1])
 
     def hungry(self, *args):
         calls.append(args)
@@ -259,7 +367,8 @@ def test_out_of_memory_is_tried_once_more_lighter_then_names_the_knob(engine, mo
 
     monkeypatch.setattr(Engine, "_denoise", hungry)
     events, _ = run(engine)
-    assert len(calls) == 2
+    assert lights == ([False, False, True] if kept else [False, True])
+    assert len(calls) == len(lights)
     assert any(isinstance(e, Notice) and "lighter" in e.message for e in events)
     assert isinstance(events[-1], Failed)
     assert "--device cpu" in events[-1].message
@@ -458,7 +567,7 @@ def test_a_network_steers_and_without_weight_it_does_not(engine, kind):
 def test_a_guided_request_equals_the_stock_controlnet_pipeline(engine, settings):
     from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline
 
-    asked = guided(guide("optical", "other-net", weight=0.7, start=0.25, end=0.75), steps=4)
+    asked = guided(guide("optical", "other-net", weight=0.7, start=0.25, end=0.75), steps=4, profile="plain")
     _, patches = run(engine, asked)
     folder = settings.checkpoints
     stock = StableDiffusionXLControlNetPipeline.from_pretrained(
@@ -561,7 +670,7 @@ def test_image_to_image_equals_the_stock_pipeline(engine, settings):
     from sar_gen.guides import prepare_guide
 
     start = guide("map", way="image-to-image")
-    _, patches = run(engine, guided(start, steps=6, strength=0.5))
+    _, patches = run(engine, guided(start, steps=6, strength=0.5, profile="plain"))
     stock = StableDiffusionXLImg2ImgPipeline.from_pretrained(settings.checkpoints / "base", add_watermarker=False)
     stock.set_progress_bar_config(disable=True)
     grey = prepare_guide(start, 64, 64, 5).start

@@ -31,8 +31,6 @@ COMMIT = "1" * 40
 class Hub(http.server.ThreadingHTTPServer):
     """Serves ``repos[owner/name]`` at ``commits``; large files are redirected, as the hub does with LFS files."""
 
-    daemon_threads = True
-
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repos: dict[str, Path] = {}
@@ -40,6 +38,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str | None]] = []
         self.cut_after: dict[str, int] = {}  # file: bytes, once
         self.stall_after: dict[str, int] = {}
+        self.ended = threading.Event()
         self.ignore_ranges = False
         self.damage: set[str] = set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -142,7 +141,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for file in [f for f in self.server.stall_after if name.endswith(f)]:
             self.wfile.write(part[: self.server.stall_after.pop(file)])
             self.wfile.flush()
-            time.sleep(60)
+            # The client is killed meanwhile. A late write would fail and be reported within whichever test runs then.
+            self.server.ended.wait(60)
+            self.close_connection = True
+            return
         self.wfile.write(part)
 
 
@@ -168,8 +170,9 @@ ADD = "vars(checkpoints.add_checkpoint({source!r}, settings, base={base!r}))"
 def server():
     server = Hub()
     yield server
+    server.ended.set()
     server.shutdown()
-    server.server_close()
+    server.server_close()  # waits for the threads of the requests: none outlives its test
 
 
 @pytest.fixture

@@ -27,13 +27,7 @@ PROMPT = "a <SAR> sar"
 GB = 1_000_000_000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Models this small only lose by threads, much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +39,12 @@ def settings(tmp_path_factory):
     for name in ON_BASE:
         tiny.strategy_folder(root / "checkpoints" / _id(name), base, name)
     return Settings(home=root / "home", runs=root / "runs", checkpoints=root / "checkpoints", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def forgetful(settings):
+    """The same, and nothing is kept beside the checkpoint in use."""
+    return dataclasses.replace(settings, keep_gb=0, keep_gpu_gb=0)
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +120,8 @@ def test_switching_between_strategies_equals_a_fresh_load(one, other, holder, se
     assert np.array_equal(switched, fresh)
 
 
-def test_only_what_differs_is_written(holder, settings, catalogue, monkeypatch):
-    holder.ensure(catalogue["base"], catalogue, settings)
+def test_only_what_differs_is_written(holder, forgetful, catalogue, monkeypatch):
+    holder.ensure(catalogue["base"], catalogue, forgetful)
     written = []
     copy_weights = pipelines.copy_weights
     monkeypatch.setattr(
@@ -131,15 +131,15 @@ def test_only_what_differs_is_written(holder, settings, catalogue, monkeypatch):
     )
     monkeypatch.setattr(PipelineHolder, "_load_base", lambda self: pytest.fail("the base was loaded again"))
     said: list[str] = []
-    holder.ensure(catalogue[_id("vae-decoder")], catalogue, settings, say=said.append)
+    holder.ensure(catalogue[_id("vae-decoder")], catalogue, forgetful, say=said.append)
     assert written == ["AutoencoderKL", "AutoencoderKL"]  # the base's, then the decoder's
     assert said[-1] == "Switching to s-vae-decoder: VAE."
     written.clear()
     said.clear()
-    holder.ensure(catalogue[_id("vae-decoder")], catalogue, settings, say=said.append)
+    holder.ensure(catalogue[_id("vae-decoder")], catalogue, forgetful, say=said.append)
     assert written == []
     assert said == []
-    holder.ensure(catalogue[_id("unet-lora")], catalogue, settings)
+    holder.ensure(catalogue[_id("unet-lora")], catalogue, forgetful)
     assert written == ["AutoencoderKL"]
 
 
@@ -152,10 +152,10 @@ def test_a_retrained_file_is_loaded_again(tmp_path, holder, settings, catalogue)
     assert not np.array_equal(_picture(holder.ensure(spec, catalogue, settings)), first)
 
 
-def test_another_base_is_loaded_after_the_old_one_is_dead(holder, settings, catalogue, monkeypatch):
+def test_another_base_is_loaded_after_the_old_one_is_dead(holder, forgetful, catalogue, monkeypatch):
     import diffusers
 
-    kept = holder.ensure(catalogue[_id("hybrid")], catalogue, settings)  # the caller forgets to let go
+    kept = holder.ensure(catalogue[_id("hybrid")], catalogue, forgetful)  # the caller forgets to let go
     view = holder.image_to_image()
     old = [weakref.ref(getattr(kept, part)) for part in ("unet", "vae", "text_encoder", "text_encoder_2")]
     load = diffusers.StableDiffusionPipeline.from_pretrained
@@ -167,7 +167,7 @@ def test_another_base_is_loaded_after_the_old_one_is_dead(holder, settings, cata
 
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", from_pretrained)
     said: list[str] = []
-    pipe = holder.ensure(catalogue["old"], catalogue, settings, say=said.append)
+    pipe = holder.ensure(catalogue["old"], catalogue, forgetful, say=said.append)
     assert alive == [[False] * 4]
     assert view.unet is None
     assert said[1] == "Freeing base."
@@ -486,18 +486,18 @@ def test_a_failure_in_the_middle_of_a_part_restores_the_base(holder, settings, c
     assert np.array_equal(_picture(holder._pipe), base_output)
 
 
-def test_when_the_base_cannot_be_restored_nothing_is_loaded(holder, settings, catalogue, monkeypatch):
-    holder.ensure(catalogue["base"], catalogue, settings)
+def test_when_the_base_cannot_be_restored_nothing_is_loaded(holder, forgetful, catalogue, monkeypatch):
+    holder.ensure(catalogue["base"], catalogue, forgetful)
 
     def failing(module, files):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(pipelines, "copy_weights", failing)
     with pytest.raises(SarGenError, match="nothing is loaded"):
-        holder.ensure(catalogue[_id("unet-full")], catalogue, settings)
+        holder.ensure(catalogue[_id("unet-full")], catalogue, forgetful)
     assert holder.placement is None
     monkeypatch.undo()
-    assert holder.ensure(catalogue[_id("unet-full")], catalogue, settings).unet is not None
+    assert holder.ensure(catalogue[_id("unet-full")], catalogue, forgetful).unet is not None
 
 
 def test_out_of_memory_frees_and_passes_through(holder, settings, catalogue, monkeypatch):

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from sar_gen.checkpoints import CheckpointSpec
 from sar_gen.errors import InputError
+from sar_gen.profiles import PROFILES
 from sar_gen.request import IMAGE_TO_IMAGE, MAX_GUIDES, GenerationRequest, Guide, check_request, completed, scene_size
 from sar_gen.settings import Settings
 
@@ -38,12 +40,37 @@ def test_the_card_fills_in_what_was_left_out():
         ({"width": 1024}, "64 to 128"),
         ({"height": 56}, "height is 56"),
         ({"scheduler": "magic"}, "scheduler 'magic'"),
+        ({"profile": "magic"}, "profile 'magic' is unknown"),
+        ({"switches": {"magic": 1}}, "switch 'magic' is unknown"),
     ],
 )
 def test_each_wrong_field_is_one_sentence(wrong, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
         completed(GenerationRequest(**{"prompt": "a river", **wrong}), SPEC, SETTINGS)
     assert "\n" not in str(caught.value)
+
+
+def test_the_profile_is_the_settings_and_all_its_switches_are_written_down():
+    request = completed(GenerationRequest("a river"), SPEC, SETTINGS)
+    assert request.profile == "exact"
+    assert request.switches == dataclasses.asdict(PROFILES["exact"].switches)
+    fast = completed(GenerationRequest("a river"), SPEC, dataclasses.replace(SETTINGS, profile="fast"))
+    assert (fast.profile, fast.steps) == ("fast", 3)  # four fifths of the card's
+    own = completed(GenerationRequest("a river", steps=9, profile="fast", switches={"reuse": 5}), SPEC, SETTINGS)
+    assert (own.steps, own.switches["reuse"]) == (9, 5)
+    assert completed(own, SPEC, SETTINGS) == own
+
+
+def test_a_strategy_of_few_steps_keeps_them_in_every_profile():
+    turbo = dataclasses.replace(SPEC, strategy="turbo")
+    fast = completed(GenerationRequest("a river", profile="fast"), turbo, SETTINGS)
+    assert (fast.steps, fast.switches["reuse"]) == (4, 1)
+
+
+def test_fewer_bits_need_their_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install torchao"):
+        completed(GenerationRequest("a river", switches={"quantised": "int8"}), SPEC, SETTINGS)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.1, float("nan")])

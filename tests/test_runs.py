@@ -8,7 +8,7 @@ from PIL import Image
 
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.request import IMAGE_TO_IMAGE, GenerationRequest, Guide
-from sar_gen.runs import RunStore, amplitude_sha256, request_from_png, settings_from_png
+from sar_gen.runs import RunStore, amplitude_sha256, request_from_json, request_from_png, settings_from_png
 
 FACTS = {"id": "tiny", "amplitude_encoding": "linear", "polarisation": "VV"}
 
@@ -173,6 +173,13 @@ def test_a_guide_whose_picture_has_gone_is_left_out_and_the_others_stay_theirs(s
     left = store.open(run.id).request.guides
     assert [guide.kind for guide in left] == ["map", "sar"]
     np.testing.assert_array_equal(left[1].image, several_guides()[2].image)
+
+
+def test_a_run_from_before_there_were_profiles_is_made_again_as_it_was():
+    data = GenerationRequest("a river", steps=3).to_json()
+    assert request_from_json(data).profile is None
+    del data["profile"], data["switches"]
+    assert request_from_json(data) == GenerationRequest("a river", steps=3, profile="plain")
 
 
 def test_a_run_from_before_there_were_several_guides_still_opens(store):

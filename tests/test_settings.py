@@ -30,3 +30,15 @@ def test_folders_of_checkpoints_are_separated_as_in_path(tmp_path):
         tmp_path / "two",
     )
     assert Settings.from_env({}).checkpoint_folders == ()
+
+
+def test_amounts_may_be_fractions_nothing_or_left_open():
+    settings = Settings.from_env({"SAR_GEN_KEEP_GB": "2.5", "SAR_GEN_KEEP_GPU_GB": "0"})
+    assert (settings.keep_gb, settings.keep_gpu_gb) == (2.5, 0.0)
+    assert Settings.from_env({}).keep_gb is None
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "nan", "inf"])
+def test_a_bad_amount_is_one_sentence(text):
+    with pytest.raises(InputError, match=r"SAR_GEN_KEEP_GB is .* 0 or more"):
+        Settings.from_env({"SAR_GEN_KEEP_GB": text})

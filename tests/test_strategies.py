@@ -14,7 +14,7 @@ def test_names_are_the_rows_names_and_every_row_says_something():
 
 
 def test_no_two_rows_train_the_same_parts_alike():
-    rows = [(tuple(row.modes().items()), row.from_scratch) for row in STRATEGIES.values()]
+    rows = [(tuple(row.modes().items()), row.from_scratch, row.distilled) for row in STRATEGIES.values()]
     assert len(set(rows)) == len(rows)
 
 
@@ -73,10 +73,15 @@ def test_unknown_names_are_refused_and_the_known_ones_named(name):
         strategy(name)
 
 
-@pytest.mark.parametrize("name", [n for n in STRATEGIES if n != "foundation"])
+@pytest.mark.parametrize("name", [n for n in STRATEGIES if n not in ("foundation", "turbo")])
 def test_the_parts_name_their_strategy(name):
     assert strategy_of_parts(strategy(name).modes()) == name
     assert strategy_of_parts(strategy(name).trained("sd15")) == name
+
+
+def test_a_folder_cannot_tell_that_its_unet_was_distilled():
+    assert strategy("turbo").distilled
+    assert strategy_of_parts(strategy("turbo").modes()) == "unet-full"
 
 
 def test_every_combination_of_parts_has_a_name_that_means_it():

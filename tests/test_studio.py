@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sar_gen.errors import InputError, SarGenError
-from sar_gen.request import Done, Failed, GenerationRequest, Judged, PatchReady, Queued, Saved, Step, Stopped
+from sar_gen.references import load_reference
+from sar_gen.request import Done, Failed, GenerationRequest, Judged, PatchReady, Queued, Saved, Selected, Step, Stopped
 from sar_gen.runs import RunStore
 from sar_gen.settings import ROOT, Settings
 from sar_gen.studio import Studio, load_amplitude
@@ -140,3 +141,26 @@ def test_unwritable_runs_folder_is_found_before_any_work(studio, tmp_path):
     studio.store = RunStore(tmp_path / "file")
     with pytest.raises(SarGenError, match="not a folder"):
         studio.generate(REQUEST)
+
+
+def test_the_best_are_chosen_judged_and_recorded(studio):
+    events = list(studio.generate(dataclasses.replace(REQUEST, count=4), reference="s1-gorge", keep=2))
+    [selection] = [e.selection for e in events if isinstance(e, Selected)]
+    [report] = [e.report for e in events if isinstance(e, Judged)]
+    assert len(selection.kept) == 2
+    assert report.generated_count == 2
+    assert selection.text in report.notes
+    record = studio.last_run()
+    assert len(record.images) == 4  # the rejected ones are kept too
+    assert record.selection["kept"] == list(selection.kept)
+    kept = [load_amplitude(record.images[place].amplitude_file) for place in selection.kept]
+    alone = studio.judge(kept, load_reference("s1-gorge", studio.settings))
+    assert alone.measures["wasserstein1"] == report.measures["wasserstein1"]
+
+
+def test_best_of_needs_a_reference_and_enough_patches(studio):
+    with pytest.raises(InputError, match="choose a reference set"):
+        studio.generate(REQUEST, keep=1)
+    with pytest.raises(InputError, match="3 of 2 patches cannot be kept"):
+        studio.generate(REQUEST, reference="s1-gorge", keep=3)
+    assert not studio.store.list()

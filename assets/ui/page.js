@@ -33,10 +33,10 @@
   const visible = (element) => element && element.offsetParent !== null;
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-      const button = [...document.querySelectorAll("#generate, #compare-go")].find(visible);
+      const button = [...document.querySelectorAll("#generate, #grid-run, #compare-go")].find(visible);
       if (button) { event.preventDefault(); event.stopPropagation(); button.click(); }
     } else if (event.key === "Escape") {
-      [...document.querySelectorAll("#stop, #compare-stop")].find(visible)?.click();
+      [...document.querySelectorAll("#stop, #grid-stop, #compare-stop")].find(visible)?.click();
     }
   }, true);
 

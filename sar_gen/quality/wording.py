@@ -5,6 +5,7 @@ from __future__ import annotations
 from sar_gen.quality.report import Measure, QualityReport
 
 NAMES = {
+    "nearness": ("Nearness", "mean of the main measures, each in floors"),
     "wasserstein1": ("Wasserstein-1", "distance of the amplitude histograms"),
     "js_divergence": ("Jensen-Shannon", "divergence of the amplitude histograms"),
     "kl_divergence": ("Kullback-Leibler", "divergence of the amplitude histograms"),

@@ -48,7 +48,7 @@ def card(spec: checkpoints.CheckpointSpec) -> str:
         ("Family", "SDXL" if spec.family == "sdxl" else "Stable Diffusion 1.5"),
         ("Base", spec.base),
         ("Strategy", spec.strategy),
-        ("Source", spec.repo_id or "embedded" if spec.origin != "user" else spec.repo_id or str(spec.path)),
+        ("Source", source(spec)),
         ("Resolution", f"{spec.resolution} × {spec.resolution} px"),
         ("Sensor", spec.sensor or "unknown"),
         ("Polarisation", spec.polarisation or "unknown"),
@@ -71,6 +71,13 @@ def card(spec: checkpoints.CheckpointSpec) -> str:
         else ""
     )
     return views.properties(rows) + warnings + measured + weights
+
+
+def source(spec: checkpoints.CheckpointSpec) -> str:
+    """Return where a checkpoint's files are."""
+    if spec.origin == "backend":
+        return "on the backend"
+    return spec.repo_id or ("embedded" if spec.origin != "user" else str(spec.path))
 
 
 def _quality(name: str, value: Any) -> str:
@@ -101,6 +108,7 @@ def versions(studio: Studio) -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in library_versions().items())
     return views.properties(
         [
+            *([("Generates at", studio.settings.backend)] if studio.settings.backend else []),
             ("Runs", str(studio.settings.runs)),
             ("Your additions", str(studio.settings.home)),
             ("Libraries", libraries),

@@ -31,9 +31,18 @@ from sar_gen.ui.guide_events import (
     source_inputs,
 )
 from sar_gen.ui.guiding import Source
-from sar_gen.ui.inputs import FORM, Inputs, build_inputs, form_of, read_form, suggested_reference, with_choices
+from sar_gen.ui.inputs import (
+    FORM,
+    Inputs,
+    build_inputs,
+    form_of,
+    kept_of,
+    read_form,
+    suggested_reference,
+    with_choices,
+)
 from sar_gen.ui.judgement import Judgement, build_judgement
-from sar_gen.ui.results import Results, build_results, show_run
+from sar_gen.ui.results import Results, build_results, kept_places, show_run
 from sar_gen.ui.scenes import load_scenes
 from sar_gen.ui.told import told
 
@@ -49,12 +58,14 @@ class Ticket:
         token: names the request for ``Studio.stop``.
         request: what is asked for, complete.
         reference: set to judge the run with, ``None`` where none is comparable.
+        keep: how many patches are kept, those nearest to the reference; ``None`` is all.
         expected: for a replay, sha256 of the amplitude by seed.
     """
 
     token: str
     request: GenerationRequest
     reference: str | None = None
+    keep: int | None = None
     expected: dict[int, str] = field(default_factory=dict)
 
 
@@ -107,9 +118,12 @@ def _run_events(tab: Generate, studio: Studio) -> None:
                 checkpoints.catalogue(studio.settings),
                 studio.settings,
             )
+            fitting, keep = comparable(reference, asked, spec, studio), kept_of(form)
+            if keep is not None and fitting is None:
+                raise InputError("The best patches are those nearest to a reference set; choose one that fits.")
         except Exception as error:
             return refused(tab, told(error))
-        return accepted(tab, Ticket(uuid.uuid4().hex, asked, comparable(reference, asked, spec, studio)))
+        return accepted(tab, Ticket(uuid.uuid4().hex, asked, fitting, keep))
 
     def replay(shown: dict[str, Any] | None, reference: str | None) -> dict[Any, Any]:
         try:
@@ -120,7 +134,9 @@ def _run_events(tab: Generate, studio: Studio) -> None:
         except Exception as error:
             return refused(tab, told(error))
         expected = {image.seed: image.sha256 for image in record.images}
-        new = Ticket(uuid.uuid4().hex, asked, comparable(reference, asked, spec, studio), expected)
+        fitting = comparable(reference, asked, spec, studio)
+        keep = len(kept_places(record)) or None if fitting is not None else None
+        new = Ticket(uuid.uuid4().hex, asked, fitting, keep, expected)
         return accepted(tab, new)
 
     def run(new: Ticket | None) -> Iterator[dict[Any, Any]]:
@@ -216,7 +232,7 @@ def follow(tab: Generate, studio: Studio, ticket: Ticket | None) -> Iterator[dic
     started = time.monotonic()
     saved: list[requests.Saved] = []
     try:
-        events = studio.generate(ticket.request, reference=ticket.reference, token=ticket.token)
+        events = studio.generate(ticket.request, reference=ticket.reference, keep=ticket.keep, token=ticket.token)
         for event in events:
             if isinstance(event, requests.Saved):
                 saved.append(event)
@@ -224,6 +240,8 @@ def follow(tab: Generate, studio: Studio, ticket: Ticket | None) -> Iterator[dic
                 yield show_run(tab.results, record, len(record.images) - 1)
             elif isinstance(event, requests.Notice):
                 yield {tab.results.note: views.sentence(event.message)}
+            elif isinstance(event, requests.Selected):
+                yield {tab.results.note: views.sentence(event.selection.text)}
             elif isinstance(event, requests.Done | requests.Stopped | requests.Failed):
                 yield {**ended(event, ticket, saved, time.monotonic() - started, tab, studio), **idle}
             else:
@@ -284,7 +302,9 @@ def ended(
         line = views.status(text, "done", None, views.duration(seconds))
     update: dict[Any, Any] = {tab.results.status: line}
     if saved:  # the run's JSON is complete only now
-        update.update(show_run(tab.results, studio.store.open(saved[-1].view.parent), len(saved) - 1))
+        record = studio.store.open(saved[-1].view.parent)
+        best = [k for k, image in enumerate(record.images) if image.index in kept_places(record)[:1]]
+        update.update(show_run(tab.results, record, best[0] if best else len(saved) - 1))
         if not isinstance(event, requests.Done):  # a preview of the patch that was given up covers the last one
             update[tab.results.shown] = {**update[tab.results.shown], "ended": time.time()}
     return update
@@ -326,12 +346,22 @@ def reopened(tab: Generate, studio: Studio, record: RunRecord, text: str, index:
     update[tab.results.status] = views.status(text, "done", None, f"{len(record.images)} of {record.request.count}")
     update[tab.results.note] = "".join(views.sentence(notice) for notice in record.notices)
     update[tab.results.tabs] = gr.Tabs(selected="result")
-    return {**update, **filled_form(tab, record.request, record.id, studio)}
+    kept = {"count": len(kept_places(record)), "best_of": record.request.count} if record.selection else None
+    return {**update, **filled_form(tab, record.request, record.id, studio, kept)}
 
 
-def filled_form(tab: Generate, asked: GenerationRequest, run: str | None, studio: Studio) -> dict[Any, Any]:
-    """Return the form with a request's values and its guides; ``run`` is the id of the run that holds these."""
-    values = form_of(asked)
+def filled_form(
+    tab: Generate,
+    asked: GenerationRequest,
+    run: str | None,
+    studio: Studio,
+    kept: dict[str, int] | None = None,
+) -> dict[Any, Any]:
+    """Return the form with a request's values and its guides.
+
+    ``run`` is the id of the run that holds these, ``kept`` the counts of a best-of run.
+    """
+    values = form_of(asked) | (kept or {})
     update: dict[Any, Any] = dict(zip(tab.inputs.form(), (values[name] for name in FORM), strict=True))
     inputs = tab.inputs
     try:

@@ -11,7 +11,16 @@ import gradio as gr
 
 from sar_gen import checkpoints
 from sar_gen.errors import InputError
-from sar_gen.request import DEFAULT_STRENGTH, MAX_SEED, SCHEDULERS, GenerationRequest, Guide
+from sar_gen.profiles import DEFAULT_PROFILE, PROFILES
+from sar_gen.request import (
+    DEFAULT_STRENGTH,
+    MAX_SEED,
+    SCHEDULERS,
+    GenerationRequest,
+    Guide,
+    default_steps,
+    switches_for,
+)
 from sar_gen.settings import Settings
 from sar_gen.ui import views
 from sar_gen.ui.choices import Choice, checkpoint_choices, chosen_checkpoint, strategy_choices
@@ -30,8 +39,8 @@ KINDS: dict[str, Any] = {"checkpoint": gr.Dropdown, "strategy": Choice}
 EXAMPLES = 4  # shown at once; the others are one click away
 RANDOM_SEEDS = 1_000_000  # short enough to be read out and typed again
 FORM = (
-    "checkpoint", "strategy", "prompt", "negative", "count", "random", "seed", "steps", "guidance", "scheduler",
-    "width", "height", *GUIDE_FORM,
+    "checkpoint", "strategy", "prompt", "negative", "count", "best_of", "random", "seed", "steps", "guidance",
+    "scheduler", "profile", "width", "height", *GUIDE_FORM,
 )  # fmt: skip
 
 
@@ -50,12 +59,14 @@ class Inputs:
     negative: gr.Textbox
     card: GuideCard
     count: gr.Number
+    best_of: gr.Number
     random: gr.Checkbox
     seed: gr.Number
     reuse: gr.Button
     steps: gr.Slider
     guidance: gr.Slider
     scheduler: gr.Dropdown
+    profile: gr.Dropdown
     width: gr.Number
     height: gr.Number
     generate: gr.Button
@@ -104,8 +115,25 @@ def build_inputs(settings: Settings) -> Inputs:
                 )
             card = build_guide_card()
             with gr.Accordion("Advanced", open=False, elem_classes="sg-card", elem_id="advanced"):
-                steps = gr.Slider(1, 60, value=spec.steps, step=1, label="Steps", elem_id="steps", buttons=[])
-                guidance = gr.Slider(1, 10, value=spec.guidance, step=0.1, label="Guidance", buttons=[])
+                profile = gr.Dropdown(
+                    [(one.title, one.name) for one in PROFILES.values()],
+                    value=settings.profile,
+                    label="Speed",
+                    elem_id="profile",
+                )
+                about = markup(profile_line(settings.profile), elem_id="profile-line")
+                steps = gr.Slider(
+                    1,
+                    60,
+                    value=default_steps(spec, switches_for(spec, settings.profile)),
+                    step=1,
+                    label="Steps",
+                    elem_id="steps",
+                    buttons=[],
+                )
+                guidance = gr.Slider(
+                    1, 10, value=spec.guidance, step=0.1, label="Guidance", elem_id="guidance", buttons=[]
+                )
                 scheduler = gr.Dropdown(
                     [(SCHEDULER_TITLES.get(s, s), s) for s in SCHEDULERS], value="default", label="Scheduler"
                 )
@@ -113,6 +141,15 @@ def build_inputs(settings: Settings) -> Inputs:
                     width = gr.Number(spec.resolution, label="Width", precision=0, step=8, min_width=60)
                     height = gr.Number(spec.resolution, label="Height", precision=0, step=8, min_width=60)
                 scene = markup("", elem_id="scene-size")
+                best_of = gr.Number(
+                    0,
+                    label="Best of (0: keep all)",
+                    info="Makes so many patches; kept are those nearest to the reference set.",
+                    precision=0,
+                    minimum=0,
+                    maximum=settings.max_count,
+                    elem_id="best-of",
+                )
         with gr.Column(elem_classes="sg-act"):
             with gr.Row(elem_classes="sg-seed"):
                 count = gr.Number(
@@ -133,8 +170,8 @@ def build_inputs(settings: Settings) -> Inputs:
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
 
     inputs = Inputs(
-        checkpoint, strategy, facts, warning, download, prompt, examples, words, negative, card, count, random,
-        seed, reuse, steps, guidance, scheduler, width, height,
+        checkpoint, strategy, facts, warning, download, prompt, examples, words, negative, card, count, best_of,
+        random, seed, reuse, steps, guidance, scheduler, profile, width, height,
         generate, stop,
     )  # fmt: skip
 
@@ -148,6 +185,7 @@ def build_inputs(settings: Settings) -> Inputs:
         queue=False,
         show_progress="hidden",
     )
+    profile.change(profile_line, profile, about, queue=False, show_progress="hidden")
     _checkpoint_events(inputs, settings)
     _download_events(inputs, settings)
 
@@ -174,14 +212,32 @@ def _checkpoint_events(inputs: Inputs, settings: Settings) -> None:
             example_prompts(spec),
         ]
 
-    def choose(name: str) -> list[Any]:
+    def choose(name: str, profile: str) -> list[Any]:
         catalogue = checkpoints.catalogue(settings)
         spec = checkpoints.resolve(catalogue, name)
         strategies = Choice(choices=strategy_choices(catalogue, name), value=spec.strategy)
-        return [strategies, *describe(name, None), spec.steps, spec.guidance, spec.resolution, spec.resolution]
+        size = [spec.resolution, spec.resolution]
+        return [strategies, *describe(name, None), *own_defaults(name, None, profile), *size]
+
+    def own_defaults(name: str, strategy: str | None, profile: str) -> list[Any]:
+        """Steps and guidance that a strategy was made for; fewer steps where the profile says so."""
+        spec = chosen_checkpoint(settings, name, strategy)
+        return [default_steps(spec, switches_for(spec, profile)), spec.guidance]
 
     inputs.checkpoint.input(
-        choose, inputs.checkpoint, [inputs.strategy, *card, *defaults], queue=False, show_progress="hidden"
+        choose,
+        [inputs.checkpoint, inputs.profile],
+        [inputs.strategy, *card, *defaults],
+        queue=False,
+        show_progress="hidden",
+    )
+    gr.on(
+        [inputs.strategy.input, inputs.profile.input],
+        own_defaults,
+        [inputs.checkpoint, inputs.strategy, inputs.profile],
+        [inputs.steps, inputs.guidance],
+        queue=False,
+        show_progress="hidden",
     )
     gr.on(
         [inputs.strategy.input, inputs.checkpoint.change],
@@ -251,6 +307,11 @@ def weights_line(spec: checkpoints.CheckpointSpec, settings: Settings) -> str:
     return lines + views.notes(spec.warnings)
 
 
+def profile_line(name: str) -> str:
+    """Return what a profile does, in a sentence."""
+    return views.sentence(PROFILES[name].summary)
+
+
 def download_text(spec: checkpoints.CheckpointSpec) -> str:
     """Return the text of the download button."""
     return "Download the weights" if spec.repo_id else "Look for the files again"
@@ -303,19 +364,32 @@ def read_form(values: Mapping[str, Any], guides: tuple[Guide, ...]) -> Generatio
         negative=values["negative"] or "",
         checkpoint=values["checkpoint"] or "",
         strategy=values["strategy"] or None,
-        count=int(values["count"]),
+        count=max(int(values["count"]), int(values.get("best_of") or 0)),
         seed=seed,
         steps=int(values["steps"]),
         guidance=float(values["guidance"]),
         width=int(values["width"]),
         height=int(values["height"]),
         scheduler=values["scheduler"] or "default",
+        profile=values["profile"],
         guides=guides,
         strength=float(values["strength"] or DEFAULT_STRENGTH),
     )
 
 
+def kept_of(values: Mapping[str, Any]) -> int | None:
+    """Return how many patches of a run are to be kept, ``None`` where all are."""
+    count, best_of = int(values["count"] or 0), int(values.get("best_of") or 0)
+    return count if best_of > count else None
+
+
 def form_of(request: GenerationRequest) -> dict[str, Any]:
     """Return the form's values that would make ``request`` again; the guides' pixels are not among them."""
     values: dict[str, Any] = {name: getattr(request, name, None) for name in FORM}
-    return {**values, "random": False, **form_of_guide(request)}
+    return {
+        **values,
+        "best_of": 0,
+        "random": False,
+        "profile": request.profile or DEFAULT_PROFILE,
+        **form_of_guide(request),
+    }

@@ -74,9 +74,10 @@ def statistics_of_all(images: Sequence[RunImage]) -> PatchStatistics:
 
 
 def chosen(record: RunRecord, index: int, scope: str) -> tuple[RunImage, ...]:
-    """Return the patches that are judged: the selected one, or all of the run."""
+    """Return the patches that are judged: the selected one, or all of the run (of a best-of run those it kept)."""
     if scope == "all" or not record.images:
-        return record.images
+        kept = record.selection["kept"] if record.selection else None
+        return tuple(image for image in record.images if kept is None or image.index in kept) or record.images
     return (record.images[min(index, len(record.images) - 1)],)
 
 
@@ -254,8 +255,8 @@ def prompt_score(record: RunRecord, images: tuple[RunImage, ...]) -> PromptScore
     """Return what is known of the patches' agreement with the prompt, without computing anything."""
     known = _SCORES.get(_score_key(record, images))
     report = record.report
-    if known is not None or not report or len(images) != report.get("generated_count"):
-        return known  # a run's own report is of all its patches together
+    if known is not None or not report or images != chosen(record, 0, "all"):
+        return known  # a run's own report is of all its patches together, or of those that it kept
     measure = report.get("measures", {}).get("semantic")
     if not measure:
         return None

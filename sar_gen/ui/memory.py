@@ -1,4 +1,4 @@
-"""What the browser remembers over a reload: the form and the choices of the reference panel, nothing else."""
+"""What the browser remembers over a reload: the form, the choices of the reference panel and a grid's axes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from typing import Any
 import gradio as gr
 
 from sar_gen import checkpoints
+from sar_gen.axes import AXES
 from sar_gen.errors import SarGenError
 from sar_gen.files import write_atomic
+from sar_gen.profiles import PROFILES
 from sar_gen.request import SCHEDULERS
 from sar_gen.settings import Settings
+from sar_gen.ui.grid_form import FIELDS, NONE
 from sar_gen.ui.guiding import PALETTES, SOURCES, UPLOAD_KINDS
 
 STORAGE_KEY = "sar-studio-form"
 SECRET_FILE = "page-secret"
 OFFERED = {
     "scheduler": SCHEDULERS,
+    "profile": tuple(PROFILES),
     "guide": tuple(value for _, value in SOURCES),
     "guide_kind": tuple(value for _, value in UPLOAD_KINDS),
     "palette": tuple(value for _, value in PALETTES),
 }
+GRID_AXES = FIELDS[::2]
 VERSION = 1  # of what is remembered; another version is forgotten
 
 
@@ -78,6 +83,8 @@ def restored(saved: Any, names: Sequence[str], defaults: Mapping[str, Any], sett
             fits = fits and value in checkpoints.strategies_for(catalogue, form["checkpoint"])
         if name in OFFERED:
             fits = value in OFFERED[name]
+        if name in GRID_AXES:
+            fits = str(value).partition(":")[0] in (NONE, *AXES)
         values.append(value if fits else gr.skip())
     return values
 

@@ -23,6 +23,7 @@ from sar_gen.ui.about import build_about
 from sar_gen.ui.choices import way_list, ways
 from sar_gen.ui.compare import build_compare
 from sar_gen.ui.generate import QUIET, Generate, build_generate, draw_first
+from sar_gen.ui.grid import GridTab, build_grid
 from sar_gen.ui.guiding import Source
 from sar_gen.ui.inputs import FORM, with_choices
 from sar_gen.ui.library import build_library
@@ -45,6 +46,8 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs", selected="generate") as tabs:
             with gr.Tab("Generate", id="generate"):
                 tab = build_generate(studio)
+            with gr.Tab("Grid", id="grid") as grid_tab:
+                grid = build_grid(studio, tab, tabs, grid_tab)
             with gr.Tab("Compare", id="compare") as compare_tab:
                 build_compare(studio, tab, compare_tab)
             with gr.Tab("Library", id="library") as library_tab:
@@ -65,14 +68,15 @@ def build_page(studio: Studio) -> gr.Blocks:
         gr.on([timer.tick, page.load], tick, shown, [engine, shown, timer], queue=False, **QUIET)
         # The browser tells which colours are in use, at the start and after each change (see page.js).
         gr.on([page.load, theme.click], None, None, tab.judgement.dark, js=DARK, **QUIET)
-        _remember_form(page, tab, studio, secret)
+        _remember_form(page, tab, grid, studio, secret)
     return page
 
 
-def _remember_form(page: gr.Blocks, tab: Generate, studio: Studio, secret: str) -> None:
+def _remember_form(page: gr.Blocks, tab: Generate, grid: GridTab, studio: Studio, secret: str) -> None:
     judgement = tab.judgement
-    names = [*FORM, "reference", "remap", "axis", "scope"]
+    names = [*FORM, "reference", "remap", "axis", "scope", *grid.remembered()]
     fields = [*tab.inputs.form(), judgement.reference, judgement.remap, judgement.axis, judgement.scope]
+    fields += grid.remembered().values()
     defaults = {name: field.value for name, field in zip(names, fields, strict=True)}
     store = gr.BrowserState(None, storage_key=STORAGE_KEY, secret=secret)
 

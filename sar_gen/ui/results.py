@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
+from sar_gen.profiles import PROFILES
 from sar_gen.request import IMAGE_TO_IMAGE, GenerationRequest, Guide
 from sar_gen.runs import RunRecord
 from sar_gen.ui import guide_views, views
@@ -95,8 +97,15 @@ def build_results(presets: Sequence[dict[str, str]], scenes: Sequence[Scene]) ->
 
 
 def gallery_items(record: RunRecord) -> list[tuple[str, str]]:
-    """Return the run's own PNG files with their seeds as captions."""
-    return [(str(image.view), f"seed {image.seed}") for image in record.images]
+    """Return the run's own PNG files with their seeds as captions; those that were chosen bear a star."""
+    chosen = kept_places(record)
+    stars = {image.index: "★ " if chosen and image.index in chosen else "" for image in record.images}
+    return [(str(image.view), f"{stars[image.index]}seed {image.seed}") for image in record.images]
+
+
+def kept_places(record: RunRecord) -> tuple[int, ...]:
+    """Return the ``index`` of the patches that a best-of run kept, the nearest first; empty for others."""
+    return tuple(record.selection["kept"]) if record.selection else ()
 
 
 def show_run(results: Results, record: RunRecord, index: int) -> dict[Any, Any]:
@@ -125,9 +134,11 @@ def settings_used(record: RunRecord, index: int) -> str:
         ("Negative", request.negative),
         ("Checkpoint", f"{record.checkpoint.get('title', request.checkpoint)} ({request.checkpoint})"),
         ("Strategy", str(record.checkpoint.get("strategy") or request.strategy or "")),
+        ("Best of", record.selection["text"] if record.selection else ""),
         ("Seed", f"{image.seed} (run starts at {request.seed})"),
         ("Steps", f"{request.steps} · {request.scheduler} scheduler"),
         ("Guidance", f"{request.guidance:g}" if request.guidance is not None else ""),
+        ("Speed", speed_used(request)),
         ("Size", f"{request.width} × {request.height} px"),
         *[(f"Guide {k}" if len(request.guides) > 1 else "Guide", guide_used(guide, request)) for k, guide in guides],
         ("Device", " ".join(str(value) for value in record.device.values())),
@@ -137,6 +148,15 @@ def settings_used(record: RunRecord, index: int) -> str:
         ("Notices", " ".join(record.notices)),
     ]
     return views.properties(rows)
+
+
+def speed_used(request: GenerationRequest) -> str:
+    """Return the profile of a run, with the switches that were set otherwise."""
+    if request.profile not in PROFILES:
+        return str(request.profile or "")
+    usual = dataclasses.asdict(PROFILES[request.profile].switches)
+    other = [f"{name} {value}" for name, value in request.switches.items() if usual.get(name) != value]
+    return ", ".join([PROFILES[request.profile].title, *other])
 
 
 def guide_used(guide: Guide, request: GenerationRequest) -> str:

@@ -64,7 +64,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_app(folder: Path) -> Iterator[App]:
+def running_app(folder: Path, *arguments: str) -> Iterator[App]:
     """Start ``app.py`` with its own home and runs folders below ``folder``; end it afterwards."""
     home, runs, log, further = folder / "home", folder / "runs", folder / "app.log", folder / "checkpoints"
     further.mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ def running_app(folder: Path) -> Iterator[App]:
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port), "--no-open"],
+            [sys.executable, "app.py", "--port", str(port), "--no-open", *arguments],
             cwd=ROOT,
             env=environment,
             stdout=output,
@@ -124,8 +124,12 @@ def open_page(page: Page, app: App) -> Page:
 
 
 def set_number(page: Page, elem_id: str, value: int) -> None:
+    """Type a number into the field of an id."""
+    type_number(page, page.locator(f"#{elem_id} input[type=number]"), value)
+
+
+def type_number(page: Page, field: Locator, value: int) -> None:
     """Type a number; again where the field was just being built (an accordion that opens) and took its own value."""
-    field = page.locator(f"#{elem_id} input[type=number]")
     for _ in range(3):
         field.fill(str(value))
         field.blur()

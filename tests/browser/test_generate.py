@@ -140,6 +140,31 @@ def test_a_reload_keeps_the_form_and_the_last_run_comes_back(app, page):
     expect(status(page, "done")).to_contain_text("Replayed: 1 of 1 identical", timeout=60_000)
 
 
+def choose(page, elem_id, words):
+    page.locator(f"#{elem_id} input").click()
+    page.get_by_role("option", name=words).click()
+
+
+def test_speed_and_a_strategy_of_few_steps_bring_their_own_steps(app, page):
+    page.locator("#advanced > button").click()
+    steps, guidance = (page.locator(f"#{name} input[type=number]") for name in ("steps", "guidance"))
+    expect(steps).to_have_value("20")
+    choose(page, "profile", "Fast")
+    expect(page.locator("#profile-line")).to_contain_text("Fewer steps")
+    expect(steps).to_have_value("16")
+    choose(page, "strategy", "Turbo")
+    expect(steps).to_have_value("4")
+    expect(guidance).to_have_value("1")
+    choose(page, "profile", "Exact")
+    expect(steps).to_have_value("4")
+    page.fill("#prompt textarea", "a SAR image of a mountain gorge")
+    page.locator("#generate").click()
+    status(page, "done")
+    record = json.loads((app.run_folders()[-1] / "run.json").read_text())
+    assert (record["checkpoint"]["strategy"], record["request"]["profile"]) == ("turbo", "exact")
+    assert (record["request"]["steps"], record["request"]["guidance"]) == (4, 1.0)
+
+
 def test_a_picture_brings_its_run_back(app, new_page):
     folder = next(path for path in reversed(app.run_folders()) if list(path.glob("*.png")))
     picture = sorted(folder.glob("0*.png"))[0]

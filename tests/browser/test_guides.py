@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 from sar_gen import palettes
 from sar_gen.guides import snap_to_palette
 from sar_gen.settings import ROOT
-from tests.browser.driver import ask, status
+from tests.browser.driver import ask, status, type_number
 
 DARK = 0.6  # mean amplitude of drawn water over that of the ground around; 0.4 to 0.5 as measured
 EXAMPLE = ROOT / "assets" / "guides" / "examples" / "forest-airfield.png"
@@ -138,8 +138,7 @@ def test_an_example_fills_prompt_and_map_and_a_large_one_offers_its_size(page):
     expect(selected(page)).to_have_text("Sketch")
     expect(page.locator("#sketch-view")).to_contain_text("Forest")
     for field in (width, page.get_by_label("Height")):
-        field.fill("256")
-        field.blur()
+        type_number(page, field, 256)
     expect(page.locator("#sketch-view")).to_contain_text("to 256 x 256 pixels")
     example = np.asarray(Image.open(EXAMPLE).convert("RGB"))
     np.testing.assert_array_equal(pictures(page, "#sketch-view")[0], example[1::2, 1::2])

@@ -21,6 +21,7 @@ from sar_gen.settings import ROOT, Settings
 from sar_gen.studio import Studio, checkpoint_facts
 from sar_gen.ui import judgement, judging
 from sar_gen.ui.generate import panel, scored, tiles
+from sar_gen.ui.results import gallery_items, settings_used
 
 REFERENCE = "s1-gorge"
 
@@ -183,3 +184,13 @@ def test_a_verdict_is_not_green_where_anything_is_beyond(lead, other, kind):
 
     report = dataclasses.make_dataclass("Report", ["measures"])({"wasserstein1": measure(lead), "enl": measure(other)})
     assert verdict_class(report) == kind
+
+
+def test_a_best_of_run_is_judged_by_what_it_kept(studio):
+    run = make_run(studio, [speckled(4), speckled(5), speckled(6)])
+    record = dataclasses.replace(studio.store.open(run.folder), selection={"kept": [2, 0], "text": "Kept 2 of 3."})
+    assert [image.index for image in judging.chosen(record, 0, "all")] == [0, 2]
+    assert [image.index for image in judging.chosen(record, 1, "one")] == [1]
+    captions = [caption for _, caption in gallery_items(record)]
+    assert [caption.startswith("★") for caption in captions] == [True, False, True]
+    assert "Kept 2 of 3." in settings_used(record, 0)

@@ -23,13 +23,14 @@ from sar_gen.settings import Settings
 from sar_gen.ui import memory, views
 from sar_gen.ui.downloads import download_lines, size
 from sar_gen.ui.generate import step_line
-from sar_gen.ui.inputs import FORM, RANDOM_SEEDS, appended, form_of, picked, read_form, with_choices
+from sar_gen.ui.inputs import FORM, RANDOM_SEEDS, appended, form_of, kept_of, picked, read_form, with_choices
 from sar_gen.ui.told import told
 from tests import fake
 
 VALUES = {
     "checkpoint": "sar-mini", "strategy": "foundation", "prompt": "a SAR image of forest", "negative": "", "count": 2,
-    "random": False, "seed": 7, "steps": 4, "guidance": 1.5, "scheduler": "default", "width": 256, "height": 256,
+    "best_of": 0, "random": False, "seed": 7, "steps": 4, "guidance": 1.5, "scheduler": "default", "profile": "fast",
+    "width": 256, "height": 256,
     "guide": "none", "guide_kind": "map", "palette": "auto", "way": "image-to-image", "weight": 1.0, "start": 0.0,
     "end": 1.0, "strength": 0.6,
 }  # fmt: skip
@@ -43,11 +44,19 @@ def settings(tmp_path):
 def test_the_form_becomes_a_request_and_back():
     request = read_form(VALUES, ())
     assert request == GenerationRequest(
-        "a SAR image of forest", "", "sar-mini", "foundation", 2, 7, 4, 1.5, 256, 256, "default", (), 0.6
+        "a SAR image of forest", "", "sar-mini", "foundation", 2, 7, 4, 1.5, 256, 256, "default", (), 0.6, "fast"
     )
     assert form_of(request) == VALUES
     drawn = dataclasses.replace(request, guides=(Guide("sketch", np.zeros((8, 8, 3), np.uint8), weight=0.5),))
     assert (form_of(drawn)["guide"], form_of(drawn)["weight"]) == ("sketch", 0.5)
+
+
+def test_best_of_makes_more_than_it_keeps():
+    best = {**VALUES, "best_of": 8}
+    assert (read_form(best, ()).count, kept_of(best)) == (8, 2)
+    assert (read_form(VALUES, ()).count, kept_of(VALUES)) == (2, None)
+    assert kept_of({**VALUES, "best_of": 2}) is None
+    assert kept_of({**VALUES, "best_of": None}) is None
 
 
 def test_a_random_seed_is_drawn_anew_and_needs_no_number():
@@ -198,8 +207,9 @@ def test_a_strange_memory_is_forgotten(settings, saved):
 
 def test_what_is_no_longer_possible_is_not_restored(settings):
     form = {**VALUES, "checkpoint": "gone", "scheduler": "magic", "count": "many", "random": 1, "palette": "gone"}
+    form["profile"] = "gone"
     values = dict(zip(FORM, memory.restored({"version": 1, "form": form}, FORM, VALUES, settings), strict=True))
-    for name in ("checkpoint", "strategy", "steps", "width", "scheduler", "count", "random", "palette"):
+    for name in ("checkpoint", "strategy", "steps", "width", "scheduler", "count", "random", "palette", "profile"):
         assert skipped(values[name]), name
     assert values["prompt"] == VALUES["prompt"]
 
@@ -224,8 +234,8 @@ def test_a_page_that_is_loaded_again_offers_what_was_dropped_in(settings, tmp_pa
     (folder / "card.toml").write_text('id = "mine"\nbase = "sar-mini"\ntitle = "Mine"\n')
     after = with_choices(settings, "sar-mini", "mine", gr.skip())
     assert [c for c in after["checkpoint"].choices if c not in before["checkpoint"].choices] == [("Mine", "mine")]
-    # the base's own, the one that ships, the one that was dropped in
-    assert [value for _, value in after["strategy"].choices] == ["foundation", "vae-decoder", "unet-full"]
+    # the base's own, those that ship, the one that was dropped in
+    assert [value for _, value in after["strategy"].choices] == ["foundation", "vae-decoder", "turbo", "unet-full"]
     assert after["checkpoint"].value == "mine"
     # What is shown is kept: an update holds only what it was given.
     assert "value" not in before["checkpoint"].constructor_args

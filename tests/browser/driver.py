@@ -138,6 +138,14 @@ def type_number(page: Page, field: Locator, value: int) -> None:
             return
 
 
+def choose(page: Page, elem_id: str, option: str, *, exact: bool = False) -> None:
+    """Choose from the list of an id, and of no other: a list that was just left may still be fading out."""
+    field = page.locator(f"#{elem_id}")
+    field.locator("input").click()
+    field.get_by_role("option", name=option, exact=exact).click()
+    field.get_by_role("listbox").wait_for(state="hidden")
+
+
 def ask(page: Page, prompt: str, *, count: int = 1, steps: int = 2, seed: int | None = None) -> None:
     """Fill in the form."""
     page.fill("#prompt textarea", prompt)

@@ -19,8 +19,8 @@ from playwright.sync_api import Page, expect
 
 from sar_gen.settings import ROOT
 from tests.browser import driver
-from tests.browser.driver import ask, status, thumbnails
-from tests.browser.test_compare import choose, compare, drop, speckle
+from tests.browser.driver import ask, choose, status, thumbnails
+from tests.browser.test_compare import compare, drop, speckle
 
 PROMPT = "a SAR image of a mountain gorge"
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from sar_gen.request import GenerationRequest
 from sar_gen.runs import RunStore
-from tests.browser.driver import status
+from tests.browser.driver import choose, status
 
 
 def speckle(seed: int, looks: float = 2.7, level: float = 0.36, side: int = 256) -> np.ndarray:
@@ -37,11 +37,6 @@ def tab(page) -> Page:
     page.get_by_role("tab", name="Compare").click()
     expect(page.locator("#compare-blank")).to_be_visible()
     return page
-
-
-def choose(page: Page, elem_id: str, option: str) -> None:
-    page.locator(f"#{elem_id} input").click()
-    page.get_by_role("option", name=option).click()
 
 
 def drop(page: Page, whose: str, files) -> None:

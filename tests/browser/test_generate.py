@@ -9,7 +9,7 @@ import time
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.driver import ask, set_number, status, thumbnails
+from tests.browser.driver import ask, choose, set_number, status, thumbnails
 
 FIRST_ANSWER = 12.0  # seconds; 6 on two idle cores, twice that where other tests run beside it
 OPEN_RUN = "#results input[type=file][accept='.png, .json']"
@@ -91,8 +91,7 @@ def test_a_prompt_becomes_judged_patches(app, page):
     assert max(seconds.values()) < REDRAW
     expect(page.locator("#stage figcaption")).to_contain_text("seed 7")
     expect(page.locator("#verdict small")).to_contain_text("2 generated")
-    page.locator("#reference input").click()
-    page.get_by_role("option", name="Forest").click()
+    choose(page, "reference", "Forest")
     expect(page.locator("#verdict p").first).to_contain_text("s1-forest")
 
 
@@ -138,11 +137,6 @@ def test_a_reload_keeps_the_form_and_the_last_run_comes_back(app, page):
     # Replaying gives the same bytes.
     page.locator("#replay").click()
     expect(status(page, "done")).to_contain_text("Replayed: 1 of 1 identical", timeout=60_000)
-
-
-def choose(page, elem_id, words):
-    page.locator(f"#{elem_id} input").click()
-    page.get_by_role("option", name=words).click()
 
 
 def test_speed_and_a_strategy_of_few_steps_bring_their_own_steps(app, page):

@@ -11,19 +11,14 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from sar_gen import grid_figures, grids
-from tests.browser.driver import ask, set_number, status, thumbnails
+from tests.browser.driver import ask, choose, set_number, status, thumbnails
 
 TERRAINS = "mountain gorge, forest, winding river"
 
 
-def choose(page: Page, elem_id: str, option: str) -> None:
-    page.locator(f"#{elem_id} input").click()
-    page.get_by_role("option", name=option, exact=True).click()
-
-
 def turbo(page: Page, prompt: str) -> None:
     """Fill in Generate's form: four steps a patch."""
-    choose(page, "strategy", "Turbo: few steps")
+    choose(page, "strategy", "Turbo: few steps", exact=True)
     page.fill("#prompt textarea", prompt)
     page.locator("#random-seed input").uncheck()
     set_number(page, "seed", 3)
@@ -35,7 +30,7 @@ def open_tab(page: Page) -> None:
 
 
 def axis(page: Page, name: str, kind: str, values: str) -> None:
-    choose(page, f"grid-{name}", kind)
+    choose(page, f"grid-{name}", kind, exact=True)
     field = page.locator(f"#grid-{name}-values textarea")
     expect(field).to_be_visible()
     page.wait_for_timeout(500)  # the values that are offered first arrive
@@ -103,7 +98,7 @@ def test_a_grid_of_3_by_4_is_made_looked_at_and_taken_away(app, page):
 
     # Any measure colours it: each cell by its own ratio, as the run's report has it.
     for title, name in (("Nearness", "nearness"), ("Power spectrum", "spectrum")):
-        choose(page, "grid-measure", title)
+        choose(page, "grid-measure", title, exact=True)
         expect(cells(page, "done").first).to_contain_text(f"{grid.made[0, 0, 0].number(name):.2f} ×")
         expected = [grid_figures.colour(one.number(name)) for one in grid.made.values()]
         assert colours(page) == expected
@@ -181,7 +176,7 @@ def test_stop_keeps_the_cells_and_another_page_makes_the_rest(app, new_page):
     page = new_page()
     open_tab(page)
     page.locator("#grid-earlier input").click()
-    page.get_by_role("option").first.click()
+    page.locator("#grid-earlier").get_by_role("option").first.click()
     expect(page.locator("#grid-heading")).to_contain_text(f"{len(kept)} of 6 cells")
     page.locator("#grid-resume").click()
     expect(line(page, "done")).to_contain_text("All 6 cells made")
@@ -202,7 +197,7 @@ def test_another_page_has_its_turn_between_two_cells(app, new_page):
     turbo(first, "a SAR image of a mountain gorge")
     open_tab(first)
     first.fill("#grid-columns-values textarea", "1..4")
-    choose(first, "grid-rows", "None")
+    choose(first, "grid-rows", "None", exact=True)
     expect(first.locator("#grid-size")).to_contain_text("4 cells")
     ask(second, "a SAR image of a village", steps=2, seed=5)
     first.locator("#grid-run").click()
@@ -217,8 +212,7 @@ def test_the_axes_come_back_after_a_reload_and_a_bad_grid_is_not_started(app, pa
     open_tab(page)
     axis(page, "columns", "Guidance", "1, 1.5")
     axis(page, "pages", "Seed", "8..9")
-    page.locator("#grid-rows input").click()
-    page.get_by_role("option", name="None", exact=True).click()
+    choose(page, "grid-rows", "None", exact=True)
     page.wait_for_timeout(500)
     page.reload()
     page.wait_for_selector("#real-tile img")

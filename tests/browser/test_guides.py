@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 from sar_gen import palettes
 from sar_gen.guides import snap_to_palette
 from sar_gen.settings import ROOT
-from tests.browser.driver import ask, status, type_number
+from tests.browser.driver import ask, choose, status, type_number
 
 DARK = 0.6  # mean amplitude of drawn water over that of the ground around; 0.4 to 0.5 as measured
 EXAMPLE = ROOT / "assets" / "guides" / "examples" / "forest-airfield.png"
@@ -36,11 +36,6 @@ def draw(page: Page, points: list[tuple[float, float]]) -> None:
 
 def selected(page: Page) -> Locator:
     return page.locator("#guide label.selected")
-
-
-def option(page: Page, elem_id: str, name: str) -> None:
-    page.locator(f"#{elem_id} input").click()
-    page.get_by_role("option", name=name).click()
 
 
 def pictures(page: Page, where: str) -> list[np.ndarray]:
@@ -101,7 +96,7 @@ def test_a_foreign_map_is_read_by_its_palette(page, tmp_path):
     expect(page.locator("#guide-view")).to_contain_text("ESA WorldCover")  # found by its colours
     for palette in ("found", "named"):
         if palette == "named":
-            option(page, "guide-palette", "ESA WorldCover")
+            choose(page, "guide-palette", "ESA WorldCover")
         legend = page.locator("#guide-legend")
         expect(legend).to_contain_text("ESA WorldCover")
         if not legend.locator("table").is_visible():
@@ -162,7 +157,7 @@ def tiny(app):
 
 def test_two_guides_go_by_networks_and_come_back(app, tiny, new_page, tmp_path):
     page = new_page()
-    option(page, "checkpoint", "Tiny")
+    choose(page, "checkpoint", "Tiny")
     page.locator("#guide label", has_text="Image").click()
     page.locator("#guide-file input[type=file]").set_input_files(EXAMPLE)
     expect(page.locator("#guide-view")).to_contain_text("what the network gets")
@@ -179,15 +174,15 @@ def test_two_guides_go_by_networks_and_come_back(app, tiny, new_page, tmp_path):
     blocks = np.random.default_rng(0).integers(30, 220, (16, 16, 3))
     Image.fromarray(np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8)).save(optical)
     page.locator("#guide label", has_text="Image").click()
-    option(page, "guide-kind", "Optical image")
+    choose(page, "guide-kind", "Optical image")
     expect(page.locator("#guide-palette")).to_be_hidden()
     page.locator("#guide-file input[type=file]").set_input_files(optical)
     expect(page.locator("#guide-view")).to_contain_text("what the network gets")
     expect(field).to_have_value("1")
-    option(page, "guide-way", "Image-to-image")
+    choose(page, "guide-way", "Image-to-image")
     expect(page.locator("#guide-conflict")).to_contain_text("goes alone")
     expect(page.locator("#guide-strength")).to_be_visible()
-    option(page, "guide-way", "Tiny network")
+    choose(page, "guide-way", "Tiny network")
     expect(page.locator("#guide-conflict .sg-line")).to_have_count(0)
     ask(page, "forest", count=1, steps=2, seed=3)
     page.locator("#generate").click()

@@ -13,11 +13,11 @@ import typer
 
 from sar_gen.cli_common import Progress, stopped_by_signals
 from sar_gen.errors import InputError, SarGenError
+from sar_gen.serving import MAX_WAITING
 from sar_gen.serving.addresses import is_loopback, url_of
 from sar_gen.settings import Settings
 
 HOST, PORT = "127.0.0.1", 8000
-MAX_WAITING = 16
 
 
 def serve(

@@ -15,6 +15,7 @@ from sar_gen.files import write_atomic
 from sar_gen.grid_figures import STOPS, arrangement, colour, ink, mean_ratio, ranking
 from sar_gen.grid_sheet import SYNTHETIC, fixed_line, sheet_png, title_line
 from sar_gen.grids import GRID_FILE, NEARNESS, Grid, Place
+from sar_gen.html_page import html_page
 from sar_gen.quality.nearness import MAIN_MEASURES
 from sar_gen.quality.wording import meaning_of, number, title_of
 from sar_gen.studio import load_amplitude
@@ -100,10 +101,7 @@ def html_document(grid: Grid, measure: str = NEARNESS, remap: str = "linear") ->
     count = f"{grid.finished} of {len(grid.cells)} cells"
     measured = any(made.measures for made in grid.made.values())
     words = " × ".join(axis.title for axis in grid.plan.axes)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>SAR grid: {escape(title_line(grid))}</title>\n<style>{STYLE}</style></head>\n<body><main>"
+    body = (
         f"<h1>{escape(title_line(grid))}</h1>"
         f"<p class='muted'>{escape(words)} · {escape(fixed_line(grid))} · {count}</p>"
         f"<p><b>{escape(SYNTHETIC)}</b></p>{_legend(measure) if measured else ''}\n"
@@ -113,8 +111,9 @@ def html_document(grid: Grid, measure: str = NEARNESS, remap: str = "linear") ->
         "click one to enlarge it. Measures are computed on amplitude, never on a picture. Grid "
         f"{escape(grid.id)}, {escape(grid.created)}; "
         + escape(", ".join(f"{name} {version}" for name, version in grid.versions.items()))
-        + ".</p>\n</main></body></html>\n"
+        + ".</p>\n"
     )
+    return html_page(f"SAR grid: {title_line(grid)}", STYLE, body)
 
 
 def _legend(measure: str) -> str:

@@ -22,6 +22,7 @@ from sar_gen import plots
 from sar_gen.amplitude import VIEWS, view
 from sar_gen.errors import InputError
 from sar_gen.files import write_atomic
+from sar_gen.html_page import html_page
 from sar_gen.quality.laws import LawFit
 from sar_gen.quality.report import Measure
 from sar_gen.quality.speckle import equivalent_looks
@@ -134,14 +135,8 @@ def html_document(comparison: Comparison, *, remap: str = "linear", about: str =
         _notes(report.notes),
         _footer(comparison, about),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>SAR report: {escape(title)}</title>\n<style>{STYLE}</style></head>\n<body><main>"
-        f"<h1>{escape(title)}</h1>{_muted(aside)}\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main></body></html>\n"
-    )
+    body = "\n".join([f"<h1>{escape(title)}</h1>{_muted(aside)}", *filter(None, sections), ""])
+    return html_page(f"SAR report: {title}", STYLE, body)
 
 
 # Sections -----------------------------------------------------------------------------------------------------------

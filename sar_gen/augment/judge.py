@@ -14,6 +14,7 @@ from sar_gen import references
 from sar_gen.augment.store import Store
 from sar_gen.comparison import Comparison, compare_patches, to_json
 from sar_gen.files import write_atomic
+from sar_gen.html_page import html_page
 from sar_gen.patches import Patch
 from sar_gen.quality.wording import title_of
 from sar_gen.report_html import STYLE, write_html
@@ -113,15 +114,14 @@ def _page(name: str, counts: dict[str, dict[str, int]], found: dict[str, Judged]
         if missing
         else ""
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)}: synthetic SAR beside real SAR</title>\n<style>{STYLE}</style></head>\n<body><main>"
-        f"<h1>{escape(name)}: synthetic SAR beside real SAR</h1>{warning}"
+    title = f"{name}: synthetic SAR beside real SAR"
+    body = (
+        f"<h1>{escape(title)}</h1>{warning}"
         "<p class='muted'>Measures are multiples of their floor: what as many real patches of the same set score. "
         "About 1 cannot be told from real SAR by that measure.</p><div class='scroll'><table><thead><tr>"
         + "".join(f"<th>{escape(head)}</th>" for head in heads)
         + "</tr></thead><tbody>"
         + "".join(rows)
-        + f"</tbody></table></div>{verdicts}</main></body></html>\n"
+        + f"</tbody></table></div>{verdicts}"
     )
+    return html_page(title, STYLE, body)

@@ -10,8 +10,6 @@ or one image); a worker refuses weights that are not the set's.
 
 from __future__ import annotations
 
-import logging
-import os
 import pickle
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,7 +20,7 @@ import numpy as np
 from sar_gen.augment.maker import Made, Maker
 from sar_gen.augment.recipe import Recipe
 from sar_gen.errors import InputError, SarGenError
-from sar_gen.settings import ROOT, Settings
+from sar_gen.settings import Settings
 
 SHARE_ON_CPU, SHARE_ON_GPU = 32, 512
 """Patches of a share at most: what is made again when a worker is lost."""
@@ -73,9 +71,11 @@ def on_ray(
         InputError: Ray is not installed, or there is no cluster at the address.
     """
     ray = _ray()
+    from sar_gen.ray_cluster import LOCAL, join  # imports Ray
+
     ours = not ray.is_initialized()  # whoever has started it goes on with it
     if ours:
-        _start(ray, address)
+        join(address, STORE_BYTES)
     there = ray.cluster_resources()
     each = float(bool(there.get("GPU")) and settings.device != "cpu") if gpus is None else gpus
     threads = float(recipe.plan.threads)
@@ -108,7 +108,7 @@ def on_ray(
             if ours:
                 ray.shutdown()
 
-    said = f"{count} workers on Ray {ray.__version__} ({'this machine' if address == 'local' else address})"
+    said = f"{count} workers on Ray {ray.__version__} ({'this machine' if address == LOCAL else address})"
     return said, made()
 
 
@@ -141,30 +141,6 @@ def _pass(
                 yield unit
     except ray.exceptions.RayError as error:
         raise SarGenError(f"Ray failed: {str(error).strip().splitlines()[-1]}") from error
-
-
-def _start(ray: Any, address: str) -> None:
-    """Start Ray on this machine, or join a cluster.
-
-    Raises:
-        InputError: there is none at the address.
-    """
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    paths = [str(ROOT), *filter(None, (os.environ.get("PYTHONPATH"),))]
-    common: dict[str, Any] = {
-        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-    }
-    try:
-        if address == "local":
-            ray.init(address="local", include_dashboard=False, object_store_memory=STORE_BYTES, **common)
-        else:
-            ray.init(address=address, **common)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"There is no Ray cluster to join at {address!r} ({reason}); use --ray local.") from error
 
 
 def _ray() -> Any:

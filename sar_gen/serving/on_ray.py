@@ -8,10 +8,7 @@ replica and, when even its answers wait, by the proxy.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable
-from typing import Any
 
 import ray
 from ray import serve
@@ -19,17 +16,18 @@ from ray.serve.config import HTTPOptions
 from starlette.applications import Starlette
 
 from sar_gen.errors import InputError, SarGenError
+from sar_gen.ray_cluster import LOCAL, environment, join
+from sar_gen.serving import MAX_WAITING
 from sar_gen.serving.addresses import url_of
-from sar_gen.settings import ROOT, Settings
+from sar_gen.settings import Settings
 
 NAME = "sar-studio"
-LOCAL = "local"
 OBJECT_STORE = 256 << 20  # bytes, of a Ray that is started here: patches pass through it, none stays
 STATE_REQUESTS = 16  # that a replica answers beside the requests that it refuses
 
 
 def deployment(
-    settings: Settings, *, replicas: int = 1, gpus: float = 0.0, cpus: float = 1.0, max_waiting: int = 16
+    settings: Settings, *, replicas: int = 1, gpus: float = 0.0, cpus: float = 1.0, max_waiting: int = MAX_WAITING
 ) -> serve.Application:
     """Return the application for ``ray.serve.run``.
 
@@ -51,15 +49,13 @@ def deployment(
         app.state.engine = engine
         return app
 
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-
     @serve.deployment(
         name="engine",
         num_replicas=replicas,
         ray_actor_options={
             "num_cpus": cpus,
             "num_gpus": gpus,
-            "runtime_env": {"env_vars": {"PYTHONPATH": path}},
+            "runtime_env": environment(),
         },
         # The engine's own queue holds what waits: Ray's only what a replica has not taken yet.
         max_ongoing_requests=2 * (max_waiting + 1) + STATE_REQUESTS,
@@ -88,7 +84,7 @@ def serve_on_ray(
     address: str = LOCAL,
     replicas: int = 1,
     gpus: float = 0.0,
-    max_waiting: int = 16,
+    max_waiting: int = MAX_WAITING,
     while_served: Callable[[str], None],
 ) -> None:
     """Serve as long as ``while_served`` lasts.
@@ -104,19 +100,12 @@ def serve_on_ray(
         while_served: called with the address once it answers.
 
     Raises:
-        InputError: the cluster has not what is asked for.
-        SarGenError: the cluster cannot be reached, or the replicas cannot start.
+        InputError: there is no cluster at the address, or it has not what is asked for.
+        SarGenError: the replicas cannot start.
     """
-    for logger in ("ray", "ray.serve"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
     own = not ray.is_initialized()
     if own:
-        alone = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        more: dict[str, Any] = alone if address == LOCAL else {}
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise SarGenError(f"The Ray cluster {address} cannot be used: {error}") from error
+        join(address, OBJECT_STORE)
     try:
         app = deployment(
             settings, replicas=replicas, gpus=gpus, cpus=_cpus_each(replicas, gpus), max_waiting=max_waiting

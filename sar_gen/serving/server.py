@@ -35,12 +35,11 @@ from sar_gen.engine import Engine
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.request import Event, PatchReady
 from sar_gen.runs import library_versions
-from sar_gen.serving import wire
+from sar_gen.serving import MAX_WAITING, wire
 from sar_gen.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING = 16
 ALIVE_SECONDS = 5.0  # of silence before the server says that it is there
 SEND_SECONDS = 60.0  # a client that takes nothing for so long has gone
 AHEAD = 64  # frames that a client may be behind before the events wait for it

@@ -13,13 +13,14 @@ from sar_gen.errors import InputError
 from tests.augment.test_run import contents
 
 ray = pytest.importorskip("ray")
+ray_cluster = pytest.importorskip("sar_gen.ray_cluster")
 CLASSES = [{"name": "a", "count": 14}, {"name": "b", "count": 10}]
 TABLES = {"classes": CLASSES, "prompts": ["{class}"], "vocabulary": {}, "shards": 6}
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    on_ray._start(on_ray._ray(), "local")
+    ray_cluster.join(ray_cluster.LOCAL, on_ray.STORE_BYTES)
     yield
     ray.shutdown()
 

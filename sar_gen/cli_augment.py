@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sar_gen.cli_common import Json, Progress, print_json, stopped_by_signals, table
-from sar_gen.settings import Settings
+from sar_gen.cli_common import Json, Progress, print_json, settings_with, stopped_by_signals, table
 
 if TYPE_CHECKING:
     from sar_gen.augment.run import Outcome, State
@@ -39,9 +38,7 @@ def augment(
     from sar_gen.augment.plan import read_plan
     from sar_gen.augment.run import augment as make
 
-    settings = Settings.from_env().here()
-    if device is not None:
-        settings = dataclasses.replace(settings, device=device)
+    settings = settings_with(device=device)
     chosen = read_plan(plan)
     if out is not None:
         chosen = dataclasses.replace(chosen, out=out.expanduser().resolve())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sar_gen.cli_common import Json, Progress, print_json, table
+from sar_gen.cli_common import Json, Progress, print_json, settings_with, table
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.files import write_atomic
 from sar_gen.settings import Settings
@@ -80,9 +79,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure the studio against the plain way on this machine, in one run."""
-    settings = Settings.from_env().here()
-    if device is not None:
-        settings = dataclasses.replace(settings, device=device)
+    settings = settings_with(device=device)
     if name == TRAIN:
         _train(settings, size, rows, batch, out, work, minutes, as_json)
         return

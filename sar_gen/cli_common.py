@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
@@ -17,6 +18,7 @@ import typer
 from sar_gen.amplitude import Scale
 from sar_gen.errors import InputError
 from sar_gen.patches import PixelMeaning
+from sar_gen.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 PatchEncoding = StrEnum("PatchEncoding", ["studio", "amplitude", "intensity", "db"])
@@ -39,6 +41,13 @@ BandOption = Annotated[str | None, typer.Option("--band", help="Band of a raster
 NodataOption = Annotated[
     float | None, typer.Option("--nodata", help="Value of pixels without data, beside what the file says.")
 ]
+
+
+def settings_with(**given: Any) -> Settings:
+    """Return the environment's settings for work on this machine, with the options that were given: not ``None``."""
+    return dataclasses.replace(
+        Settings.from_env().here(), **{name: value for name, value in given.items() if value is not None}
+    )
 
 
 def print_json(data: Any) -> None:

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sar_gen.cli_common import Json, print_json, stopped_by_signals, table
+from sar_gen.cli_common import Json, print_json, settings_with, stopped_by_signals, table
 from sar_gen.errors import InputError
-from sar_gen.settings import Settings
 
 
 def experiment(
@@ -37,9 +36,7 @@ def experiment(
             raise InputError("This experiment has no stages and no device; leave out --only, --list and --device.")
         _augmentation(config, minutes, {"real": data, "work": work, "output": out}, as_json)
         return
-    settings = Settings.from_env().here()
-    if device is not None:
-        settings = dataclasses.replace(settings, device=device)
+    settings = settings_with(device=device)
     found = dataclasses.replace(
         read_config(config, ExperimentConfig), **_given({"data": data, "work": work, "output": out})
     )

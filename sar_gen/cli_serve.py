@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import sys
 import threading
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from sar_gen.cli_common import Progress, stopped_by_signals
+from sar_gen.cli_common import Progress, settings_with, stopped_by_signals
 from sar_gen.errors import InputError, SarGenError
 from sar_gen.serving import MAX_WAITING
 from sar_gen.serving.addresses import is_loopback, url_of
@@ -36,9 +35,7 @@ def serve(
     gpus_per_replica: Annotated[float, typer.Option(help="With --ray: GPUs of each engine; 0 is the CPU.", min=0)] = 0,
 ) -> None:
     """Serve the engine to pages elsewhere (`app.py --backend ADDRESS`) until Ctrl+C."""
-    settings = Settings.from_env().here()
-    changes: dict[str, Any] = {"device": device, "checkpoint": checkpoint}
-    settings = dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
+    settings = settings_with(device=device, checkpoint=checkpoint)
     if ray is None and (replicas != 1 or gpus_per_replica):
         raise InputError("Replicas and their GPUs are Ray Serve's; add --ray local, or the address of a cluster.")
     if ray is not None and importlib.util.find_spec("ray") is None:

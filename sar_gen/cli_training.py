@@ -21,6 +21,7 @@ from sar_gen.cli_common import (
     band_of,
     plain,
     print_json,
+    settings_with,
     stopped_by_signals,
     table,
 )
@@ -131,9 +132,7 @@ def train(
     """Train a strategy on a base; Ctrl+C writes a state to go on from."""
     from sar_gen.training.config import TrainingConfig, read_config, says
 
-    settings = Settings.from_env().here()
-    if device is not None:
-        settings = dataclasses.replace(settings, device=device)
+    settings = settings_with(device=device)
     if says(config, "strategy") == "turbo":
         _distil(config, settings, resume, minutes, as_json)
         return

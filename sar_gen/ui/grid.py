@@ -535,13 +535,16 @@ def drawn(
     selected = grid_views.place_of(chosen) if chosen else None
     pages = grid.plan.axes[2].labels if len(grid.plan.axes) > 2 else ()
     number = int(page) if page is not None and int(page) < len(pages) else 0
-    choices = [(label, str(i)) for i, label in enumerate(pages)]
+    listed: dict[str, Any] = {"choices": [(label, str(i)) for i, label in enumerate(pages)], "visible": bool(pages)}
+    value = str(number) if pages else None
+    if page != value:  # a page that is chosen while this is on its way stays chosen: it is not sent back
+        listed["value"] = value
     return {
         tab.blank: gr.HTML(visible=False),
         tab.result: gr.Column(visible=True),
         tab.heading: grid_views.heading(grid, number),
         tab.legend: grid_views.legend(grid, measure),
-        tab.page: gr.Radio(choices, value=str(number) if pages else None, visible=bool(pages)),
+        tab.page: gr.Radio(**listed),
         tab.body: grid_views.body(grid, measure, sort, number, running, selected),
     }
 

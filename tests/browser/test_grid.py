@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from sar_gen import grid_figures, grids
 from tests.browser.driver import ask, choose, set_number, status, thumbnails
@@ -30,10 +30,13 @@ def open_tab(page: Page) -> None:
 
 
 def axis(page: Page, name: str, kind: str, values: str) -> None:
-    choose(page, f"grid-{name}", kind, exact=True)
+    """Choose an axis and, once the values that are offered first have come, write others."""
     field = page.locator(f"#grid-{name}-values textarea")
+    if field.is_visible():
+        field.fill("")
+    choose(page, f"grid-{name}", kind, exact=True)
     expect(field).to_be_visible()
-    page.wait_for_timeout(500)  # the values that are offered first arrive
+    expect(field).not_to_have_value("")
     field.fill(values)
 
 
@@ -190,6 +193,28 @@ def test_stop_keeps_the_cells_and_another_page_makes_the_rest(app, new_page):
     assert {place: again.made[place] for place in kept} == kept
     assert [source.endswith(str(again.picture((i, 0, 1)))) for i, source in enumerate(sources)] == [True] * 3
     assert len(list((grid.folder / "cells").glob("*/0*.png"))) == 6, "no cell was made twice"
+
+
+def test_a_page_chosen_while_the_grid_is_drawn_stays_chosen(app, page):
+    turbo(page, "a SAR image of forest")
+    open_tab(page)
+    page.fill("#grid-columns-values textarea", "1")
+    axis(page, "rows", "Steps", "1")
+    axis(page, "pages", "Guidance", "1, 1.5")
+    expect(page.locator("#grid-size")).to_contain_text("2 cells (1 × 1 × 2)")
+    page.locator("#grid-run").click()
+    expect(line(page, "done")).to_contain_text("All 2 cells made")
+    expect(page.locator("#grid-heading")).to_contain_text("Guidance 1 ")
+
+    held: list[Route] = []
+    page.route("**/queue/join*", lambda route: held.append(route), times=1)  # the next drawing waits at the door
+    choose(page, "grid-measure", "Power spectrum", exact=True)
+    page.locator("#grid-page label", has_text="1.5").click()
+    page.wait_for_function("() => document.querySelector('#grid-page label.selected').textContent.includes('1.5')")
+    held[0].continue_()
+    expect(page.locator("#grid-heading")).to_contain_text("Guidance 1.5")
+    expect(page.locator("#grid-page label.selected")).to_have_text("1.5")
+    expect(page.locator("#grid-legend .sg-ramp")).to_have_attribute("title", re.compile("^Power spectrum"))
 
 
 def test_another_page_has_its_turn_between_two_cells(app, new_page):

@@ -10,7 +10,8 @@ A row is a strategy (``hybrid``), trained on the SAR of every terrain and measur
 terrain (``hybrid without river``): trained on the SAR of the others and measured on that one, whose pictures the base
 has seen in optical only. The row ``base`` is trained on no SAR at all, so it is unseen on every terrain. A row
 ``hybrid, 8-bit delta`` is the row ``hybrid`` as a quantised delta on the base (``sar_gen.deltas``), measured with the
-same seeds.
+same seeds. A row ``hybrid, seed 1`` is the row ``hybrid`` trained with another seed; where two rows have several
+trainings each, they are compared by those.
 
 The work folder holds::
 
@@ -63,6 +64,7 @@ Say = Callable[[str], None]
 Stop = Callable[[], bool]
 WITHOUT = " without "
 DELTA = re.compile(r",\s*([48])-bit delta$")
+SEED = re.compile(r",\s*seed (\d+)$")
 BASE = "base"
 CONFIGS = Path(__file__).resolve().parent / "configs"
 """Settings that ship: ``experiment-embedded.toml`` for one H100, ``experiment-small.toml`` and ``experiment-toy.toml``
@@ -163,6 +165,13 @@ class ExperimentConfig:
             delta = delta_of(row)
             if delta and (delta[0] not in self.rows[: self.rows.index(row)] or not _has_whole_part(name)):
                 raise ValueError(f"{row!r} needs the row {delta[0]!r} before it, with a part that is trained whole")
+            first, seed = seed_of(row)
+            if seed is None:
+                continue
+            if first not in self.rows or name == BASE:
+                raise ValueError(f"{row!r} is another training of a row {first!r}, which is not trained here")
+            if seed == self.run.seed:
+                raise ValueError(f"{row!r} has the seed of the row {first!r}: run.seed is {seed}")
 
     @property
     def made(self) -> bool:
@@ -217,7 +226,7 @@ class Stage:
 
 def split_row(row: str) -> tuple[str, str | None]:
     """Return strategy and left-out terrain of a row."""
-    name, _, terrain = DELTA.sub("", row).partition(WITHOUT)
+    name, _, terrain = SEED.sub("", DELTA.sub("", row)).partition(WITHOUT)
     return name.strip(), terrain.strip() or None
 
 
@@ -229,6 +238,17 @@ def delta_of(row: str) -> tuple[str, int] | None:
     """
     found = DELTA.search(row)
     return (row[: found.start()].strip(), int(found[1])) if found else None
+
+
+def seed_of(row: str) -> tuple[str, int | None]:
+    """Return which row this one is another training of, and its seed; the row itself and ``None`` where it is none.
+
+    >>> seed_of("hybrid without river, seed 1, 8-bit delta")
+    ('hybrid without river, 8-bit delta', 1)
+    """
+    trained = DELTA.sub("", row)
+    found = SEED.search(trained)
+    return (SEED.sub("", trained) + row[len(trained) :], int(found[1])) if found else (row, None)
 
 
 def slug_of(name: str) -> str:
@@ -331,7 +351,8 @@ class Experiment:
                changed(config.tuning.denoiser_of(name))]  # fmt: skip
         if any(part.startswith("vae") for part in strategy(name).trained()):
             own.append(changed(tuning.vae))
-        training: list[Any] = [base, self._data, run, name, terrain, own]
+        seed = seed_of(stage.row)[1]
+        training: list[Any] = [base, self._data, run if seed is None else {**run, "seed": seed}, name, terrain, own]
         if stage.kind == "training":
             return digest_of(training)
         if delta_of(stage.row):
@@ -467,13 +488,15 @@ class Experiment:
         """Return the run that trains a row."""
         config, tuning = self.config, self.config.tuning
         name, terrain = split_row(row)
+        seed = seed_of(row)[1]
         modes = strategy(name).trained()
         slug = slug_of(row)
+        title = strategy(name).title + (f", without {terrain}" if terrain else "")
         return TrainingConfig(
             base=self._base_spec().id,
             strategy=name,
             output=self.settings.checkpoints / slug,
-            title=f"{strategy(name).title}" + (f", without {terrain}" if terrain else ""),
+            title=title if seed is None else f"{title}, seed {seed}",
             data=DataConfig(
                 manifest=self.manifest,
                 batch=tuning.batch,
@@ -486,7 +509,9 @@ class Experiment:
             lora={part: own for part, own in tuning.lora.items() if modes.get(part) == "lora"},  # type: ignore[misc]
             denoiser=tuning.denoiser_of(name),
             vae=tuning.vae,
-            run=dataclasses.replace(config.run, work=config.work / "runs" / slug),
+            run=dataclasses.replace(
+                config.run, work=config.work / "runs" / slug, seed=config.run.seed if seed is None else seed
+            ),
         )
 
     def _train(self, stage: Stage, left: float | None, stop: Stop) -> dict[str, Any] | None:
@@ -609,14 +634,15 @@ class Experiment:
         rows = []
         for row in self.config.rows:
             name, terrain = split_row(row)
+            first, seed = seed_of(row)
             training = result(f"{row}: quantising" if delta_of(row) else f"{row}: training")
             evaluation = result(f"{row}: evaluation")
             begun = any(stage.seconds for stage in stages if stage.row == row)
             status = "done" if evaluation else "trained" if training else "begun" if begun else "not run"
             rows.append(
                 {"row": row, "strategy": name, "title": STRATEGIES.get(name, strategy(name)).title,
-                 "without": terrain, "delta": delta_of(row), "status": status, "training": training,
-                 "evaluation": evaluation}
+                 "without": terrain, "delta": delta_of(row), "again": None if seed is None else (first, seed),
+                 "status": status, "training": training, "evaluation": evaluation}
             )  # fmt: skip
         config = self.config
         foundation = {name: result(name) for name in ("text", "vae", "base")} if config.made else None

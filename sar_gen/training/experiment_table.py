@@ -28,7 +28,9 @@ MEASURES = {
 }
 """What strategies are compared by; ``texture`` is the mean over ``TEXTURES``. Less is better in all."""
 SURE = 2.0
-"""A difference is called one from so many standard deviations of it on."""
+"""A difference between two trainings is called one from so many standard deviations of it on."""
+CONFIDENCE = 0.95
+"""Between several trainings of each it is called one where Welch's interval of it has no zero in it."""
 EQUAL = 0.05
 """Means that differ by less, in floors, are called equal."""
 SHOWN = 2
@@ -43,9 +45,12 @@ class Comparison:
     Attributes:
         first: mean of value / floor.
         second: the same of the other row.
-        deviation: standard deviation of ``first - second`` over draws of the generated patches.
+        deviation: standard deviation of ``first - second``: over draws of the generated patches, or over trainings
+            (draws are in those).
         terrains: how many.
         nearer: on how many of them the first is nearer to real.
+        trainings: of the first and of the second.
+        sure: of so many deviations a difference is called one.
     """
 
     first: float
@@ -53,12 +58,14 @@ class Comparison:
     deviation: float
     terrains: int
     nearer: int
+    trainings: tuple[int, int] = (1, 1)
+    sure: float = SURE
 
     @property
     def verdict(self) -> Verdict:
         """Whether the first is nearer to real: by more than chance, on average."""
         difference = self.second - self.first
-        if abs(difference) <= SURE * self.deviation:
+        if abs(difference) <= self.sure * self.deviation:
             return "cannot be told"
         return "yes" if difference > 0 else "no"
 
@@ -66,7 +73,8 @@ class Comparison:
     def words(self) -> str:
         """The numbers, in words."""
         text = f"{self.first:.2f} against {self.second:.2f} floors, ± {self.deviation:.2f}"
-        return f"{text}, nearer on {self.nearer} of {self.terrains}"
+        text = f"{text}, nearer on {self.nearer} of {self.terrains}"
+        return text if self.trainings == (1, 1) else f"{text}; {self.trainings[0]} and {self.trainings[1]} trainings"
 
 
 def scores(row: Mapping[str, Any], measure: str) -> dict[str, tuple[float, float]]:
@@ -109,6 +117,66 @@ def compare_rows(first: Mapping[str, Any], second: Mapping[str, Any], measure: s
         len(shared),
         sum(mine[terrain][0] < theirs[terrain][0] for terrain in shared),
     )
+
+
+def compare_trainings(
+    firsts: Sequence[Mapping[str, Any]], seconds: Sequence[Mapping[str, Any]], measure: str
+) -> Comparison | None:
+    """Compare two rows that were trained several times each, by Welch's t-test (Biometrika 34, 1947) on their means.
+
+    The deviation is that of the difference of means, sqrt(s1^2 / n1 + s2^2 / n2); ``sure`` the two-sided quantile of
+    Student's t with the degrees of freedom of Welch and Satterthwaite.
+
+    Args:
+        firsts: trainings of the first row, two or more.
+        seconds: trainings of the second row, two or more.
+        measure: of ``MEASURES``.
+
+    Returns:
+        The comparison; ``None`` where not all of them share a terrain.
+
+    Raises:
+        ValueError: there is one training of a row only.
+    """
+    from scipy.stats import t
+
+    if min(len(firsts), len(seconds)) < 2:
+        raise ValueError("one training has no spread; compare_rows compares single ones")
+    mine, theirs = ([scores(row, measure) for row in rows] for rows in (firsts, seconds))
+    shared = [terrain for terrain in mine[0] if all(terrain in one for one in [*mine, *theirs])]
+    if not shared:
+        return None
+    means, parts, degrees = [], [], []
+    for group in (mine, theirs):
+        values = [float(np.mean([one[terrain][0] for terrain in shared])) for one in group]
+        means.append(float(np.mean(values)))
+        parts.append(float(np.var(values, ddof=1)) / len(values))
+        degrees.append(len(values) - 1)
+    variance = sum(parts)
+    freedom = variance**2 / sum(part**2 / n for part, n in zip(parts, degrees, strict=True)) if variance else 1.0
+    nearer = sum(
+        np.mean([one[terrain][0] for one in mine]) < np.mean([one[terrain][0] for one in theirs]) for terrain in shared
+    )
+    return Comparison(
+        means[0], means[1], float(np.sqrt(variance)), len(shared), int(nearer), (len(mine), len(theirs)),
+        float(t.ppf((1 + CONFIDENCE) / 2, freedom)),
+    )  # fmt: skip
+
+
+def trainings(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the row of a name and its trainings with other seeds, as far as they were measured."""
+    return [
+        row for row in rows
+        if row["evaluation"] and (row["row"] == name or (row.get("again") and row["again"][0] == name))
+    ]  # fmt: skip
+
+
+def compare(first: str, second: str, known: Mapping[str, Mapping[str, Any]], measure: str) -> Comparison | None:
+    """Compare two rows by all their trainings where both have several, else by one of each; ``None`` if not run."""
+    mine, theirs = (trainings(name, list(known.values())) for name in (first, second))
+    if min(len(mine), len(theirs)) > 1:
+        return compare_trainings(mine, theirs, measure)
+    return compare_rows(known.get(first, {}), known.get(second, {}), measure)
 
 
 # Findings ----------------------------------------------------------------------------------------------------------
@@ -166,18 +234,21 @@ def _part(measure: str, verdict: str, words: str) -> dict[str, Any]:
 def _is_rival(row: Mapping[str, Any]) -> bool:
     """Whether a row may be called better than the hybrid: it has its VAE, and was trained on SAR of every terrain."""
     modes = strategy(row["strategy"]).trained()
-    return (
-        not row["without"] and not row["delta"] and bool(modes) and not any(part.startswith("vae") for part in modes)
-    )
+    other = row["without"] or row["delta"] or row.get("again") or any(part.startswith("vae") for part in modes)
+    return bool(modes) and not other
 
 
 def _best(name: str, known: Mapping[str, Mapping[str, Any]], measure: str) -> dict[str, Any]:
     title, rival = MEASURES[measure], [row for row in known.values() if _is_rival(row) and row["row"] != name]
-    measured = {row["row"]: mean for row in rival if (mean := mean_score(row, measure)) is not None}
+    measured = {}
+    for row in rival:
+        if mean_score(row, measure) is not None:
+            means = [mean_score(one, measure) for one in trainings(row["row"], list(known.values()))]
+            measured[row["row"]] = float(np.mean([mean for mean in means if mean is not None]))
     if mean_score(known.get(name, {}), measure) is None or not measured:
         return _part(title, "not run", "")
     best = min(measured, key=lambda row: measured[row])
-    found = compare_rows(known[name], known[best], measure)
+    found = compare(name, best, known, measure)
     missing = [row["row"] for row in rival if row["row"] not in measured]
     note = f" (not run: {', '.join(missing)})" if missing else ""
     assert found is not None
@@ -185,7 +256,7 @@ def _best(name: str, known: Mapping[str, Mapping[str, Any]], measure: str) -> di
 
 
 def _pair(first: str, second: str, known: Mapping[str, Mapping[str, Any]], measure: str) -> dict[str, Any]:
-    found = compare_rows(known.get(first, {}), known.get(second, {}), measure)
+    found = compare(first, second, known, measure)
     if found is None:
         return _part(MEASURES[measure], "not run", "")
     return _part(MEASURES[measure], found.verdict, f"{first} and {second}: {found.words}")
@@ -195,7 +266,7 @@ def _suffices(
     first: str, second: str, known: Mapping[str, Mapping[str, Any]], measure: str = "agreement"
 ) -> dict[str, Any]:
     """Say whether the first is no worse: nearer by more than chance, or as near to within ``EQUAL``."""
-    found = compare_rows(known.get(first, {}), known.get(second, {}), measure)
+    found = compare(first, second, known, measure)
     if found is None:
         return _part(MEASURES[measure], "not run", "")
     equal = abs(found.first - found.second) < EQUAL
@@ -230,7 +301,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     waiting = [row["row"] for row in rows if row["status"] != "done"]
     if waiting:
         lines += [f"Not run yet, or not to the end: {', '.join(waiting)}. The same command goes on.", ""]
-    lines += ["## Strategies", "", *_strategies(seen), ""]
+    lines += ["## Strategies", "", *_strategies(seen), "", *_several(rows)]
     if terrains:
         lines += ["## By terrain", "", *_legend(report), ""]
         for measure in ("wasserstein1", "kl_divergence"):
@@ -318,6 +389,26 @@ def _strategies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*lines, *(note + parts if parts else note[:2])]
 
 
+def _several(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of rows that were trained several times; nothing where none was."""
+    groups = {row["row"]: found for row in rows if len(found := trainings(row["row"], rows)) > 1}
+    if not groups:
+        return []
+    lines = [
+        "Trained several times, with other seeds: mean ± standard deviation over trainings.",
+        "",
+        _line(["strategy", "trainings", *MEASURES.values()]),
+        _line(["---", "---:", *["---:"] * len(MEASURES)]),
+    ]
+    for name, group in groups.items():
+        cells = []
+        for measure in MEASURES:
+            values = [mean for row in group if (mean := mean_score(row, measure)) is not None]
+            cells.append(f"{np.mean(values):.3g} ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "–")
+        lines.append(_line([f"`{name}`", str(len(group)), *cells]))
+    return [*lines, ""]
+
+
 def _legend(report: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{name} {n[0]} train and {n[1]} reference" for name, n in report["real"]["classes"].items())
     return [
@@ -380,7 +471,10 @@ def _unseen_table(
     for terrain in terrains:
         own = [row for row in unseen if row["without"] == terrain]
         names = {"base", *(row["strategy"] for row in own)}
-        beside = [row for row in rows if not row["without"] and not row["delta"] and row["strategy"] in names]
+        beside = [
+            row for row in rows
+            if not row["without"] and not row["delta"] and not row.get("again") and row["strategy"] in names
+        ]  # fmt: skip
         for row in [*own, *beside]:
             known = ((row["evaluation"] or {}).get("classes", {})).get(terrain)
             cells = ["not run"] * 8 if known is None else _cells(known)
@@ -402,8 +496,9 @@ def _findings(report: Mapping[str, Any]) -> list[str]:
     lines = [
         "Verdicts compare means of value / floor. ± is the standard deviation of the difference over draws of the "
         f"generated patches; within {SURE:g} of it nothing is said, but where equality is asked for, up to {EQUAL:g} "
-        "floors count as equal. What another training run would give is not in it. Rows that train a part of the VAE "
-        "are not compared with the hybrid, which has the base's.",
+        "floors count as equal. What another training run would give is not in it, but where both rows were trained "
+        f"several times: there ± is over trainings, and nothing is said within Welch's {CONFIDENCE:.0%} interval. "
+        "Rows that train a part of the VAE are not compared with the hybrid, which has the base's.",
         "",
         _line(["finding", "measure", "holds", "numbers"]),
         _line(["---"] * 4),
@@ -473,7 +568,7 @@ def sheets(report: Mapping[str, Any], real: RealSet, patches: Callable[[str], Pa
     rows = [row for row in report["rows"] if row["status"] == "done"]
     terrains = list(real.classes)
     found = {}
-    seen = [row for row in rows if not row["without"]]
+    seen = [row for row in rows if not row["without"] and not row.get("again")]
     if seen:
         lines = [("real", {terrain: list(real.classes[terrain].patches[:SHOWN]) for terrain in terrains})]
         lines += [

@@ -15,6 +15,7 @@ from sar_gen.training.experiment import (
     listing,
     load_real,
     save_real,
+    seed_of,
     slug_of,
     split_row,
 )
@@ -84,6 +85,11 @@ def test_rows_and_their_ids():
     assert split_row("hybrid without river, 4-bit delta") == ("hybrid", "river")
     assert delta_of("hybrid without river, 4-bit delta") == ("hybrid without river", 4)
     assert delta_of("hybrid") is None
+    assert split_row("hybrid without river, seed 3, 4-bit delta") == ("hybrid", "river")
+    assert seed_of("hybrid without river, seed 3, 4-bit delta") == ("hybrid without river, 4-bit delta", 3)
+    assert delta_of("hybrid without river, seed 3, 4-bit delta") == ("hybrid without river, seed 3", 4)
+    assert seed_of("hybrid, seed 12") == ("hybrid", 12)
+    assert seed_of("hybrid without river") == ("hybrid without river", None)
     assert slug_of("unet-full+te-lora without river") == "unet-full-te-lora-without-river"
 
 
@@ -97,6 +103,9 @@ def test_rows_and_their_ids():
         ({"rows": ["foundation"]}, "not trained on a base"),
         ({"rows": ["hybrid, 8-bit delta", "hybrid"]}, "needs the row 'hybrid' before it"),
         ({"rows": ["token", "token, 4-bit delta"]}, "a part that is trained whole"),
+        ({"rows": ["base", "base, seed 1"]}, "not trained here"),
+        ({"rows": ["token", "hybrid, seed 1"]}, "another training of a row 'hybrid', which is not trained here"),
+        ({"rows": ["hybrid", "hybrid, seed 0"]}, "has the seed of the row 'hybrid': run.seed is 0"),
         ({"tuning": {"changes": {"unet-lora": {"rate": 1}}}}, "tuning.changes.unet-lora has the unknown key 'rate'"),
         ({"row": ["hybrid"]}, "unknown key 'row'"),
     ],
@@ -111,6 +120,22 @@ def test_changes_are_of_one_strategy(tmp_path, manifest):
     assert tuning.denoiser_of("unet-lora").learning_rate == 1e-3
     assert tuning.denoiser_of("hybrid").learning_rate == 1e-4
     assert tuning.denoiser_of("unet-lora").steps == 4
+
+
+def test_another_training_has_its_own_seed_and_place(finished):
+    config, settings = finished["config"], finished["settings"]
+    more = dataclasses.replace(config, rows=(*config.rows, "hybrid, seed 1"))
+    made = experiment(more, settings)
+    first, again = (made.training_config(row) for row in ("hybrid", "hybrid, seed 1"))
+    assert (first.run.seed, again.run.seed) == (0, 1)
+    assert again.output.name == "hybrid-seed-1"
+    assert again.run.work != first.run.work
+    same = dataclasses.replace(again.run, seed=0, work=first.run.work)
+    assert dataclasses.replace(again, output=first.output, title=first.title, run=same) == first
+    status = {stage.name: stage.done for stage in made.stages()}
+    assert status.pop("hybrid, seed 1: training") is False
+    assert status.pop("hybrid, seed 1: evaluation") is False
+    assert all(status.values()), "what was done stays done"
 
 
 def test_what_was_done_is_known_by_what_is_not_a_default():

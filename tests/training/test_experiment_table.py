@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 from sar_gen.training import experiment_table as table
@@ -104,6 +105,60 @@ def test_a_delta_is_held_against_its_own_row():
     assert [part["verdict"] for part in table.findings(rows)[3]["parts"]][:3] == ["no"] * 3
     # and it is no rival of the hybrid
     assert table.findings(rows)[0]["parts"][0]["verdict"] == "not run"
+
+
+def again(name, seed, values, **options):
+    return row(name, values, **options) | {"row": f"{name}, seed {seed}", "again": (name, seed)}
+
+
+@pytest.mark.parametrize("second", [(0.14, 0.15, 0.16), (0.105, 0.13, 0.12), (0.08, 0.11)])
+def test_several_trainings_are_compared_by_welchs_test(second):
+    first = (0.09, 0.11, 0.10)
+    groups = [
+        [row(name, {"forest": values[0], "river": 0.1}),
+         *(again(name, seed, {"forest": value, "river": 0.1}) for seed, value in enumerate(values[1:], 1))]
+        for name, values in (("hybrid", first), ("unet-full", second))
+    ]  # fmt: skip
+    found = table.compare_trainings(*groups, "wasserstein1")
+    # both terrains count half, their floor is 0.1
+    a, b = (np.asarray(values) / 0.1 / 2 + 0.5 for values in (first, second))
+    known = scipy.stats.ttest_ind(a, b, equal_var=False)
+    low, high = known.confidence_interval(0.95)
+    assert (found.first, found.second) == pytest.approx((a.mean(), b.mean()))
+    assert found.sure * found.deviation == pytest.approx((high - low) / 2)
+    assert (found.verdict == "cannot be told") == (known.pvalue > 0.05)
+    assert found.trainings == (3, len(second))
+    assert (found.terrains, found.nearer) == (2, int(a.mean() < b.mean()))
+    # the finding is by all of them, whatever the first two say alone
+    rows = [one for group in groups for one in group]
+    part = table.findings(rows)[0]["parts"][0]
+    assert part["verdict"] == found.verdict
+    assert f"3 and {len(second)} trainings" in part["words"]
+    text = table.markdown(report(rows))
+    assert f"| `hybrid` | 3 | {a.mean():.3g} ± {a.std(ddof=1):.2g} |" in text
+    assert f"| `unet-full` | {len(second)} | {b.mean():.3g} ± {b.std(ddof=1):.2g} |" in text
+
+
+def test_one_training_is_not_compared_with_several_by_their_spread():
+    rows = [row("hybrid", {"forest": 0.1}), again("hybrid", 1, {"forest": 0.2}), row("unet-full", {"forest": 0.15})]
+    part = table.findings(rows)[0]["parts"][0]
+    assert part["verdict"] == "yes"  # of the first training alone, as the words say
+    assert "trainings" not in part["words"]
+    with pytest.raises(ValueError, match="no spread"):
+        table.compare_trainings(rows[:2], rows[2:], "wasserstein1")
+    assert "| `unet-full` | 1 |" not in table.markdown(report(rows))
+    none = table.markdown(report(rows[::2]))
+    assert "Trained several times" not in none
+
+
+def test_another_training_is_not_drawn_nor_shown_beside_an_unseen_terrain(tmp_path):
+    rows = [
+        row("base", {"river": 0.5}), row("hybrid", {"river": 0.1}), again("hybrid", 1, {"river": 0.1}),
+        row("hybrid", {"river": 0.2}, without="river"),
+    ]  # fmt: skip
+    text = table.markdown(report(rows))
+    assert "| river | `hybrid` |" in text
+    assert "| river | `hybrid, seed 1` |" not in text
 
 
 def report(rows):

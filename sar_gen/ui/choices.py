@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,38 @@ with without_type_stubs():
         def preprocess(self, payload: Any) -> Any:
             """Return what the browser sent."""
             return payload
+
+
+# What each listener of ``on_choice`` knows of its list, by the listener's number; it stays in the browser.
+ENTERED = "value => {{ (window.sgChosen ??= {{}})[{number}] = value; }}"
+CHOSEN = """(value, ...rest) => {{
+  const chosen = (window.sgChosen ??= {{}}), another = chosen[{number}] !== value;
+  chosen[{number}] = value;
+  return [another ? value : null, ...rest];
+}}"""
+LISTENERS = itertools.count()
+
+
+def on_choice(listed: Any, act: Callable[..., Any], inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
+    """Call ``act`` when the user chooses another option of a drop-down list, once, and at no other time.
+
+    A list tells of an "input" whenever it is left, chosen or not, and twice where one was (gradio 6.31): what ``act``
+    sets would take away what the user wrote since. A "change" would also tell of values that come from the server.
+
+    Args:
+        listed: the list.
+        act: gets the option, then the values of ``inputs``.
+        inputs: further components.
+        outputs: of ``act``.
+        **options: of gradio's listener.
+    """
+    first, number = outputs[0] if isinstance(outputs, list | tuple) else outputs, next(LISTENERS)
+
+    def acted(option: Any, *values: Any) -> Any:
+        return {first: gr.skip()} if option is None else act(option, *values)
+
+    listed.focus(None, listed, None, js=ENTERED.format(number=number), api_visibility="private")
+    return listed.input(acted, [listed, *inputs], outputs, js=CHOSEN.format(number=number), **options)
 
 
 @dataclass(frozen=True)

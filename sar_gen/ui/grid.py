@@ -20,7 +20,7 @@ from sar_gen.runs import RunRecord
 from sar_gen.strategies import STRATEGIES
 from sar_gen.studio import Studio
 from sar_gen.ui import grid_form, grid_views, judging, views
-from sar_gen.ui.choices import Choice, chosen_checkpoint
+from sar_gen.ui.choices import Choice, chosen_checkpoint, on_choice
 from sar_gen.ui.compare import EXPORT_SCRIPT
 from sar_gen.ui.generate import (
     QUIET,
@@ -243,7 +243,7 @@ def _form_events(tab: GridTab, generate: Generate, studio: Studio, grid_tab: gr.
         def pick(text: str, event: gr.EventData) -> str:
             return grid_form.appended(text or "", str(event.text))
 
-        row.name.input(choose, [row.name, *inputs], row.values, concurrency_limit=None, **QUIET)
+        on_choice(row.name, choose, inputs, row.values, concurrency_limit=None, **QUIET)
         row.words.pick(pick, row.values, row.values, queue=False, **QUIET)
 
 
@@ -470,7 +470,7 @@ def _view_events(tab: GridTab, studio: Studio) -> None:
         return drawn(tab, *values)
 
     gr.on(
-        [tab.shown.change, tab.measure.input, tab.sort.input, tab.page.input],
+        [tab.shown.change, tab.measure.change, tab.sort.input, tab.page.input],
         draw,
         [tab.shown, tab.chosen, tab.measure, tab.sort, tab.page],
         [tab.blank, tab.result, tab.heading, tab.legend, tab.page, tab.body, tab.form.status],
@@ -494,7 +494,7 @@ def _view_events(tab: GridTab, studio: Studio) -> None:
             return gr.Column(visible=True), views.sentence(told(error), "warn")
 
     gr.on(
-        [tab.chosen.change, tab.measure.input],
+        [tab.chosen.change, tab.measure.change],
         detail,
         [tab.shown, tab.chosen, tab.measure],
         [tab.details, tab.detail],
@@ -504,9 +504,7 @@ def _view_events(tab: GridTab, studio: Studio) -> None:
     )
     tab.close.click(lambda: "", None, tab.chosen, concurrency_limit=None, **QUIET)
 
-    def reopen(name: str | None, ticket: Ticket | None) -> dict[Any, Any]:
-        if not name:
-            return {tab.shown: gr.skip()}
+    def reopen(name: str, ticket: Ticket | None) -> dict[Any, Any]:
         if ticket is not None and ticket.running:
             gr.Warning("A grid is being made on this page; stop it first, it goes on later.", title="Not opened")
             return {tab.shown: gr.skip()}
@@ -518,7 +516,7 @@ def _view_events(tab: GridTab, studio: Studio) -> None:
         return {tab.shown: as_shown(grid), tab.chosen: "", tab.form.status: line, **idle(tab, grid)}
 
     outputs = [tab.shown, tab.chosen, tab.form.status, tab.form.run, tab.form.resume, tab.form.stop]
-    tab.form.earlier.input(reopen, [tab.form.earlier, tab.ticket], outputs, concurrency_limit=None, **QUIET)
+    on_choice(tab.form.earlier, reopen, [tab.ticket], outputs, concurrency_limit=None, **QUIET)
 
 
 def drawn(

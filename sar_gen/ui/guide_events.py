@@ -13,7 +13,7 @@ from sar_gen.errors import InputError
 from sar_gen.request import IMAGE_TO_IMAGE, MAX_GUIDES, GenerationRequest, Guide
 from sar_gen.studio import Studio
 from sar_gen.ui import guide_views, guiding, views
-from sar_gen.ui.choices import Ways, chosen_checkpoint, way_list, ways
+from sar_gen.ui.choices import Ways, chosen_checkpoint, on_choice, way_list, ways
 from sar_gen.ui.downloads import network_lines
 from sar_gen.ui.guiding import Listed, Picked, Source
 from sar_gen.ui.scenes import Scene
@@ -200,14 +200,10 @@ def _way_events(tab: Generate, studio: Studio) -> None:
         return way_list(offered, offered.default(bool(listed.guides)))
 
     of_source = [card.guide, card.guide_kind, card.picked, inputs.checkpoint, inputs.strategy]
-    gr.on(
-        [card.guide.input, card.guide_kind.input, inputs.checkpoint.input],
-        default,
-        [*of_source, card.listed],
-        card.way,
-        concurrency_limit=None,
-        **QUIET,
-    )
+    asked = [*of_source, card.listed]
+    card.guide.input(default, asked, card.way, concurrency_limit=None, **QUIET)
+    for listed in (card.guide_kind, inputs.checkpoint):
+        on_choice(listed, lambda _, *values: default(*values), asked, card.way, concurrency_limit=None, **QUIET)
 
     def pull(*values: Any) -> Iterator[tuple[str, Any, float]]:
         source, kind, picked, checkpoint, strategy, way = values

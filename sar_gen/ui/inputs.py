@@ -23,7 +23,7 @@ from sar_gen.request import (
 )
 from sar_gen.settings import Settings
 from sar_gen.ui import views
-from sar_gen.ui.choices import Choice, checkpoint_choices, chosen_checkpoint, strategy_choices
+from sar_gen.ui.choices import Choice, checkpoint_choices, chosen_checkpoint, on_choice, strategy_choices
 from sar_gen.ui.downloads import download_lines
 from sar_gen.ui.guide_card import GUIDE_FORM, GuideCard, build_guide_card
 from sar_gen.ui.guiding import form_of_guide, size_line
@@ -224,21 +224,23 @@ def _checkpoint_events(inputs: Inputs, settings: Settings) -> None:
         spec = chosen_checkpoint(settings, name, strategy)
         return [default_steps(spec, switches_for(spec, profile)), spec.guidance]
 
-    inputs.checkpoint.input(
+    on_choice(
+        inputs.checkpoint,
         choose,
-        [inputs.checkpoint, inputs.profile],
+        [inputs.profile],
         [inputs.strategy, *card, *defaults],
         queue=False,
         show_progress="hidden",
     )
-    gr.on(
-        [inputs.strategy.input, inputs.profile.input],
-        own_defaults,
-        [inputs.checkpoint, inputs.strategy, inputs.profile],
-        [inputs.steps, inputs.guidance],
-        queue=False,
-        show_progress="hidden",
-    )
+    for listed in (inputs.strategy, inputs.profile):
+        on_choice(
+            listed,
+            lambda _, *values: own_defaults(*values),
+            [inputs.checkpoint, inputs.strategy, inputs.profile],
+            [inputs.steps, inputs.guidance],
+            queue=False,
+            show_progress="hidden",
+        )
     gr.on(
         [inputs.strategy.input, inputs.checkpoint.change],
         describe,

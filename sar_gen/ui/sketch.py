@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sar_gen.guides import Palette, PaletteClass, load_palette
+from sar_gen.ui.choices import on_choice
 from sar_gen.ui.theme import PICK, markup
 
 CANVAS = 512
@@ -62,9 +63,10 @@ def build_sketch(scenes: str) -> Sketch:
         return brush_buttons(palette, entry.name), gr.ImageEditor(brush=_brush(palette, entry))
 
     brushes.pick(choose, None, [brushes, editor], queue=False, show_progress="hidden", api_visibility="private")
-    grounded = ground.input(
-        lambda name: canvas(_entry(palette, name)),
+    grounded = on_choice(
         ground,
+        lambda name: canvas(_entry(palette, name)),
+        [],
         editor,
         concurrency_limit=None,
         show_progress="hidden",

@@ -208,13 +208,13 @@ def test_a_page_chosen_while_the_grid_is_drawn_stays_chosen(app, page):
 
     held: list[Route] = []
     page.route("**/queue/join*", lambda route: held.append(route), times=1)  # the next drawing waits at the door
-    choose(page, "grid-measure", "Power spectrum", exact=True)
+    page.locator("#grid-sort label", has_text="Nearest first").click()
     page.locator("#grid-page label", has_text="1.5").click()
     page.wait_for_function("() => document.querySelector('#grid-page label.selected').textContent.includes('1.5')")
     held[0].continue_()
     expect(page.locator("#grid-heading")).to_contain_text("Guidance 1.5")
     expect(page.locator("#grid-page label.selected")).to_have_text("1.5")
-    expect(page.locator("#grid-legend .sg-ramp")).to_have_attribute("title", re.compile("^Power spectrum"))
+    expect(page.locator("#grid-sort label.selected")).to_have_text("Nearest first")
 
 
 def test_another_page_has_its_turn_between_two_cells(app, new_page):

@@ -351,8 +351,7 @@ class Experiment:
                changed(config.tuning.denoiser_of(name))]  # fmt: skip
         if any(part.startswith("vae") for part in strategy(name).trained()):
             own.append(changed(tuning.vae))
-        seed = seed_of(stage.row)[1]
-        training: list[Any] = [base, self._data, run if seed is None else {**run, "seed": seed}, name, terrain, own]
+        training: list[Any] = [base, self._data, {**run, "seed": self._seed(stage.row)}, name, terrain, own]
         if stage.kind == "training":
             return digest_of(training)
         if delta_of(stage.row):
@@ -360,6 +359,11 @@ class Experiment:
         if stage.kind == "delta":
             return digest_of(training)
         return digest_of([training if name != BASE else base, real, changed(config.evaluation)])
+
+    def _seed(self, row: str) -> int:
+        """Return the seed that a row is trained with."""
+        seed = seed_of(row)[1]
+        return self.config.run.seed if seed is None else seed
 
     def _side(self) -> int:
         """Return the side in pixels of what is generated and measured."""
@@ -488,9 +492,9 @@ class Experiment:
         """Return the run that trains a row."""
         config, tuning = self.config, self.config.tuning
         name, terrain = split_row(row)
-        seed = seed_of(row)[1]
         modes = strategy(name).trained()
         slug = slug_of(row)
+        seed = seed_of(row)[1]
         title = strategy(name).title + (f", without {terrain}" if terrain else "")
         return TrainingConfig(
             base=self._base_spec().id,
@@ -509,9 +513,7 @@ class Experiment:
             lora={part: own for part, own in tuning.lora.items() if modes.get(part) == "lora"},  # type: ignore[misc]
             denoiser=tuning.denoiser_of(name),
             vae=tuning.vae,
-            run=dataclasses.replace(
-                config.run, work=config.work / "runs" / slug, seed=config.run.seed if seed is None else seed
-            ),
+            run=dataclasses.replace(config.run, work=config.work / "runs" / slug, seed=self._seed(row)),
         )
 
     def _train(self, stage: Stage, left: float | None, stop: Stop) -> dict[str, Any] | None:

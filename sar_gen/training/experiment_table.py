@@ -7,7 +7,7 @@ floors differ by terrain, and 1 is what real patches do.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -97,6 +97,11 @@ def scores(row: Mapping[str, Any], measure: str) -> dict[str, tuple[float, float
     return found
 
 
+def mean_scores(rows: Iterable[Mapping[str, Any]], measure: str) -> list[float]:
+    """Return ``mean_score`` of each row that it was measured of."""
+    return [mean for row in rows if (mean := mean_score(row, measure)) is not None]
+
+
 def mean_score(row: Mapping[str, Any], measure: str) -> float | None:
     """Return the mean of value / floor over the terrains."""
     found = scores(row, measure)
@@ -138,7 +143,7 @@ def compare_trainings(
     Raises:
         ValueError: there is one training of a row only.
     """
-    from scipy.stats import t
+    from scipy.stats import sem, t, ttest_ind
 
     if min(len(firsts), len(seconds)) < 2:
         raise ValueError("one training has no spread; compare_rows compares single ones")
@@ -146,34 +151,29 @@ def compare_trainings(
     shared = [terrain for terrain in mine[0] if all(terrain in one for one in [*mine, *theirs])]
     if not shared:
         return None
-    means, parts, degrees = [], [], []
-    for group in (mine, theirs):
-        values = [float(np.mean([one[terrain][0] for terrain in shared])) for one in group]
-        means.append(float(np.mean(values)))
-        parts.append(float(np.var(values, ddof=1)) / len(values))
-        degrees.append(len(values) - 1)
-    variance = sum(parts)
-    freedom = variance**2 / sum(part**2 / n for part, n in zip(parts, degrees, strict=True)) if variance else 1.0
-    nearer = sum(
-        np.mean([one[terrain][0] for one in mine]) < np.mean([one[terrain][0] for one in theirs]) for terrain in shared
-    )
+    first, second = (np.array([[one[terrain][0] for terrain in shared] for one in group]) for group in (mine, theirs))
+    of_first, of_second = first.mean(axis=1), second.mean(axis=1)
+    deviation = float(np.hypot(sem(of_first), sem(of_second)))
+    freedom = ttest_ind(of_first, of_second, equal_var=False).df if deviation else 1.0
     return Comparison(
-        means[0], means[1], float(np.sqrt(variance)), len(shared), int(nearer), (len(mine), len(theirs)),
+        float(of_first.mean()),
+        float(of_second.mean()),
+        deviation,
+        len(shared),
+        int((first.mean(axis=0) < second.mean(axis=0)).sum()),
+        (len(mine), len(theirs)),
         float(t.ppf((1 + CONFIDENCE) / 2, freedom)),
-    )  # fmt: skip
+    )
 
 
-def trainings(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def trainings(name: str, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the row of a name and its trainings with other seeds, as far as they were measured."""
-    return [
-        row for row in rows
-        if row["evaluation"] and (row["row"] == name or (row.get("again") and row["again"][0] == name))
-    ]  # fmt: skip
+    return [row for row in rows if row["evaluation"] and name in (row["row"], *(row["again"] or ())[:1])]
 
 
 def compare(first: str, second: str, known: Mapping[str, Mapping[str, Any]], measure: str) -> Comparison | None:
     """Compare two rows by all their trainings where both have several, else by one of each; ``None`` if not run."""
-    mine, theirs = (trainings(name, list(known.values())) for name in (first, second))
+    mine, theirs = (trainings(name, known.values()) for name in (first, second))
     if min(len(mine), len(theirs)) > 1:
         return compare_trainings(mine, theirs, measure)
     return compare_rows(known.get(first, {}), known.get(second, {}), measure)
@@ -234,17 +234,21 @@ def _part(measure: str, verdict: str, words: str) -> dict[str, Any]:
 def _is_rival(row: Mapping[str, Any]) -> bool:
     """Whether a row may be called better than the hybrid: it has its VAE, and was trained on SAR of every terrain."""
     modes = strategy(row["strategy"]).trained()
-    other = row["without"] or row["delta"] or row.get("again") or any(part.startswith("vae") for part in modes)
-    return bool(modes) and not other
+    return _is_first(row) and not row["delta"] and bool(modes) and not any(part.startswith("vae") for part in modes)
+
+
+def _is_first(row: Mapping[str, Any]) -> bool:
+    """Whether a row saw the SAR of every terrain, and is not another training of one that did."""
+    return not row["without"] and not row["again"]
 
 
 def _best(name: str, known: Mapping[str, Mapping[str, Any]], measure: str) -> dict[str, Any]:
     title, rival = MEASURES[measure], [row for row in known.values() if _is_rival(row) and row["row"] != name]
-    measured = {}
-    for row in rival:
-        if mean_score(row, measure) is not None:
-            means = [mean_score(one, measure) for one in trainings(row["row"], list(known.values()))]
-            measured[row["row"]] = float(np.mean([mean for mean in means if mean is not None]))
+    measured = {
+        row["row"]: float(np.mean(mean_scores(trainings(row["row"], known.values()), measure)))
+        for row in rival
+        if mean_score(row, measure) is not None
+    }
     if mean_score(known.get(name, {}), measure) is None or not measured:
         return _part(title, "not run", "")
     best = min(measured, key=lambda row: measured[row])
@@ -403,7 +407,7 @@ def _several(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for name, group in groups.items():
         cells = []
         for measure in MEASURES:
-            values = [mean for row in group if (mean := mean_score(row, measure)) is not None]
+            values = mean_scores(group, measure)
             cells.append(f"{np.mean(values):.3g} ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "–")
         lines.append(_line([f"`{name}`", str(len(group)), *cells]))
     return [*lines, ""]
@@ -471,10 +475,7 @@ def _unseen_table(
     for terrain in terrains:
         own = [row for row in unseen if row["without"] == terrain]
         names = {"base", *(row["strategy"] for row in own)}
-        beside = [
-            row for row in rows
-            if not row["without"] and not row["delta"] and not row.get("again") and row["strategy"] in names
-        ]  # fmt: skip
+        beside = [row for row in rows if _is_first(row) and not row["delta"] and row["strategy"] in names]
         for row in [*own, *beside]:
             known = ((row["evaluation"] or {}).get("classes", {})).get(terrain)
             cells = ["not run"] * 8 if known is None else _cells(known)
@@ -568,7 +569,7 @@ def sheets(report: Mapping[str, Any], real: RealSet, patches: Callable[[str], Pa
     rows = [row for row in report["rows"] if row["status"] == "done"]
     terrains = list(real.classes)
     found = {}
-    seen = [row for row in rows if not row["without"] and not row.get("again")]
+    seen = [row for row in rows if _is_first(row)]
     if seen:
         lines = [("real", {terrain: list(real.classes[terrain].patches[:SHOWN]) for terrain in terrains})]
         lines += [

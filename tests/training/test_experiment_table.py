@@ -1,5 +1,6 @@
 import io
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def row(name, values, without=None, **options):
     classes = {terrain: measured(value, **options) for terrain, value in values.items()}
     text = name if without is None else f"{name} without {without}"
     return {
-        "row": text, "strategy": name, "title": name, "without": without, "delta": None,
+        "row": text, "strategy": name, "title": name, "without": without, "delta": None, "again": None,
         "status": "done" if values else "not run",
         "training": {"trainable": {"unet": 1000}, "peak_memory": 10**9, "seconds": 60.0, "bytes": 5_000_000},
         "evaluation": {"classes": classes} if values else None,
@@ -159,6 +160,13 @@ def test_another_training_is_not_drawn_nor_shown_beside_an_unseen_terrain(tmp_pa
     text = table.markdown(report(rows))
     assert "| river | `hybrid` |" in text
     assert "| river | `hybrid, seed 1` |" not in text
+    drawn = []
+    real = SimpleNamespace(classes={"river": SimpleNamespace(patches=[np.ones((8, 8), np.float32)])})
+    assert set(table.sheets(report(rows), real, lambda name: drawn.append(name) or tmp_path)) == {
+        "strategies.png",
+        "unseen.png",
+    }
+    assert set(drawn) == {"base", "hybrid", "hybrid without river"}
 
 
 def report(rows):

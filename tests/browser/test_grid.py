@@ -40,6 +40,16 @@ def axis(page: Page, name: str, kind: str, values: str) -> None:
     field.fill(values)
 
 
+def forest_in_pages(page: Page, columns: str, steps: str, size: str) -> None:
+    """Ask for a grid of forests: seeds along the columns, one row, a page for each of two guidances."""
+    turbo(page, "a SAR image of forest")
+    open_tab(page)
+    page.fill("#grid-columns-values textarea", columns)
+    axis(page, "rows", "Steps", steps)
+    axis(page, "pages", "Guidance", "1, 1.5")
+    expect(page.locator("#grid-size")).to_contain_text(size)
+
+
 def cells(page: Page, state: str):
     return page.locator(f"#grid-body .sg-cell.{state}")
 
@@ -161,12 +171,7 @@ def test_a_grid_of_3_by_4_is_made_looked_at_and_taken_away(app, page):
 
 def test_stop_keeps_the_cells_and_another_page_makes_the_rest(app, new_page):
     page = new_page()
-    turbo(page, "a SAR image of forest")
-    open_tab(page)
-    page.fill("#grid-columns-values textarea", "1..3")
-    axis(page, "rows", "Steps", "2")
-    axis(page, "pages", "Guidance", "1, 1.5")
-    expect(page.locator("#grid-size")).to_contain_text("6 cells (3 × 1 × 2)")
+    forest_in_pages(page, "1..3", "2", "6 cells (3 × 1 × 2)")
     page.locator("#grid-run").click()
     expect(cells(page, "done").nth(1)).to_be_visible()
     page.keyboard.press("Escape")
@@ -196,12 +201,7 @@ def test_stop_keeps_the_cells_and_another_page_makes_the_rest(app, new_page):
 
 
 def test_a_page_chosen_while_the_grid_is_drawn_stays_chosen(app, page):
-    turbo(page, "a SAR image of forest")
-    open_tab(page)
-    page.fill("#grid-columns-values textarea", "1")
-    axis(page, "rows", "Steps", "1")
-    axis(page, "pages", "Guidance", "1, 1.5")
-    expect(page.locator("#grid-size")).to_contain_text("2 cells (1 × 1 × 2)")
+    forest_in_pages(page, "1", "1", "2 cells (1 × 1 × 2)")
     page.locator("#grid-run").click()
     expect(line(page, "done")).to_contain_text("All 2 cells made")
     expect(page.locator("#grid-heading")).to_contain_text("Guidance 1 ")

@@ -146,6 +146,15 @@ def choose(page: Page, elem_id: str, option: str, *, exact: bool = False) -> Non
     field.get_by_role("listbox").wait_for(state="hidden")
 
 
+def look_at(page: Page, elem_id: str, elsewhere: str = "#prompt textarea") -> None:
+    """Open a list and leave it without a choice; the server has had the time to answer."""
+    page.locator(f"#{elem_id} input").click()
+    page.locator(f"#{elem_id}").get_by_role("listbox").wait_for()
+    page.locator(elsewhere).click()
+    page.locator(f"#{elem_id}").get_by_role("listbox").wait_for(state="hidden")
+    page.wait_for_timeout(1500)
+
+
 def ask(page: Page, prompt: str, *, count: int = 1, steps: int = 2, seed: int | None = None) -> None:
     """Fill in the form."""
     page.fill("#prompt textarea", prompt)

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
-from tests.browser.driver import choose, set_number, type_number
-from tests.browser.test_grid import axis, cells, forest_in_pages, line, open_tab
+from tests.browser.driver import choose, look_at, set_number, type_number
+from tests.browser.test_grid import axis, open_tab
 from tests.browser.test_guides import draw
-
-
-def look_at(page: Page, elem_id: str, elsewhere: str = "#prompt textarea") -> None:
-    """Open a list and leave it without a choice; the server has had the time to answer."""
-    page.locator(f"#{elem_id} input").click()
-    expect(page.locator(f"#{elem_id}").get_by_role("listbox")).to_be_visible()
-    page.locator(elsewhere).click()
-    expect(page.locator(f"#{elem_id}").get_by_role("listbox")).to_be_hidden()
-    page.wait_for_timeout(1500)
 
 
 @pytest.mark.parametrize("elem_id", ["checkpoint", "strategy", "profile"])
@@ -47,21 +38,6 @@ def test_the_values_of_an_axis_stay(page):
     axis(page, "columns", "Steps", "5, 9")
     look_at(page, "grid-columns", "#grid-base")
     expect(page.locator("#grid-columns-values textarea")).to_have_value("5, 9")
-
-
-def test_the_cell_on_show_stays_when_the_list_of_earlier_grids_is_left(page):
-    forest_in_pages(page, "1", "1", "2 cells (1 × 1 × 2)")
-    page.locator("#grid-run").click()
-    expect(line(page, "done")).to_contain_text("All 2 cells made")
-    page.get_by_role("tab", name="Generate").click()
-    open_tab(page)
-    page.locator("#grid-earlier input").click()
-    page.locator("#grid-earlier").get_by_role("option").first.click()
-    expect(line(page, "done")).to_contain_text("Opened the grid")
-    cells(page, "done").first.click()
-    expect(page.locator("#grid-details")).to_be_visible()
-    look_at(page, "grid-earlier", "#grid-base")
-    expect(page.locator("#grid-details")).to_be_visible()
 
 
 def test_a_sketch_stays_when_the_list_of_grounds_is_left(page):

@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
 from sar_gen import grid_figures, grids
-from tests.browser.driver import ask, choose, set_number, status, thumbnails
+from tests.browser.driver import ask, choose, look_at, set_number, status, thumbnails
 
 TERRAINS = "mountain gorge, forest, winding river"
 
@@ -215,6 +215,21 @@ def test_a_page_chosen_while_the_grid_is_drawn_stays_chosen(app, page):
     expect(page.locator("#grid-heading")).to_contain_text("Guidance 1.5")
     expect(page.locator("#grid-page label.selected")).to_have_text("1.5")
     expect(page.locator("#grid-sort label.selected")).to_have_text("Nearest first")
+
+
+def test_the_cell_on_show_stays_when_the_list_of_earlier_grids_is_left(page):
+    forest_in_pages(page, "1", "1", "2 cells (1 × 1 × 2)")
+    page.locator("#grid-run").click()
+    expect(line(page, "done")).to_contain_text("All 2 cells made")
+    page.get_by_role("tab", name="Generate").click()
+    open_tab(page)
+    page.locator("#grid-earlier input").click()
+    page.locator("#grid-earlier").get_by_role("option").first.click()
+    expect(line(page, "done")).to_contain_text("Opened the grid")
+    cells(page, "done").first.click()
+    expect(page.locator("#grid-details")).to_be_visible()
+    look_at(page, "grid-earlier", "#grid-base")
+    expect(page.locator("#grid-details")).to_be_visible()
 
 
 def test_another_page_has_its_turn_between_two_cells(app, new_page):
